@@ -1,0 +1,53 @@
+# moebius_module(<name> SOURCES … [DEPS …] [TESTS …] [TEST_LABELS …] [TORCH])
+# One static library `moebius_<name>` per folder of src/, and one test program `moebius_<name>_test` from its
+# *_test.cpp files. TORCH modules compile with the shared precompiled header of libtorch.
+
+add_library(moebius_options INTERFACE)
+target_include_directories(moebius_options INTERFACE ${CMAKE_SOURCE_DIR}/src)
+target_compile_options(moebius_options INTERFACE -Wall -Wextra $<$<BOOL:${MOEBIUS_WERROR}>:-Werror>)
+if(MOEBIUS_SANITIZE)
+  target_compile_options(moebius_options INTERFACE -fsanitize=address,undefined -fno-omit-frame-pointer)
+  target_link_options(moebius_options INTERFACE -fsanitize=address,undefined)
+endif()
+
+# The precompiled header is built once, in this target, and reused by every TORCH module and test.
+add_library(moebius_torch_pch OBJECT ${CMAKE_SOURCE_DIR}/cmake/torch_pch.cpp)
+target_link_libraries(moebius_torch_pch PUBLIC moebius_options moebius::torch)
+target_precompile_headers(moebius_torch_pch PRIVATE ${CMAKE_SOURCE_DIR}/cmake/torch_pch.h)
+
+function(moebius_use_torch target)
+  target_link_libraries(${target} PUBLIC moebius::torch)
+  target_precompile_headers(${target} REUSE_FROM moebius_torch_pch)
+endfunction()
+
+function(moebius_test target)
+  cmake_parse_arguments(arg "TORCH" "" "SOURCES;DEPS;LABELS" ${ARGN})
+  if(NOT MOEBIUS_TESTS)
+    return()
+  endif()
+  add_executable(${target} ${arg_SOURCES})
+  target_link_libraries(${target} PRIVATE moebius_options ${arg_DEPS} GTest::gtest GTest::gtest_main)
+  if(arg_TORCH)
+    moebius_use_torch(${target})
+  endif()
+  if(NOT arg_LABELS)
+    set(arg_LABELS fast)
+  endif()
+  add_test(NAME ${target} COMMAND ${target})
+  set_tests_properties(${target} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT 600
+    ENVIRONMENT "MOEBIUS_SOURCE_DIR=${CMAKE_SOURCE_DIR}")
+endfunction()
+
+function(moebius_module name)
+  cmake_parse_arguments(arg "TORCH" "" "SOURCES;DEPS;TESTS;TEST_LABELS" ${ARGN})
+  add_library(moebius_${name} STATIC ${arg_SOURCES})
+  add_library(moebius::${name} ALIAS moebius_${name})
+  target_link_libraries(moebius_${name} PUBLIC moebius_options ${arg_DEPS})
+  if(arg_TORCH)
+    moebius_use_torch(moebius_${name})
+    set(torch TORCH)
+  endif()
+  if(arg_TESTS)
+    moebius_test(moebius_${name}_test SOURCES ${arg_TESTS} DEPS moebius_${name} LABELS ${arg_TEST_LABELS} ${torch})
+  endif()
+endfunction()

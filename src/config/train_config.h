@@ -1,0 +1,148 @@
+// Everything that `moebius train` needs: data, model, optimizer, schedule, checkpoints.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "config/field.h"
+#include "config/model_config.h"
+
+namespace moebius::config {
+
+struct DataConfig {
+  std::vector<std::string> files;
+  std::vector<double> weights;
+  std::string tokenizer = "bytes";
+  std::string cache_dir;
+  double validation_fraction = 0.1;
+  std::string validation_file;
+  bool synthetic = false;
+};
+
+template <class V>
+void describe(V& v, DataConfig& c) {
+  v.field("files", c.files, any(), "", "Text files (UTF-8) or built corpora (.idx), each one source.");
+  v.field("weights", c.weights, at_least(0), "", "Share of each source; empty: by its number of tokens.");
+  v.field("tokenizer", c.tokenizer, any(), "", "'bytes', or the path of a SentencePiece .model file.");
+  v.field("cache_dir", c.cache_dir, any(), "", "Where built corpora are kept; empty: a folder beside the run.");
+  v.field("validation_fraction", c.validation_fraction, range(0, 0.9), "",
+          "Share at the end of each source that is kept for validation.");
+  v.field("validation_file", c.validation_file, any(), "", "Text for validation instead of a share of the sources.");
+  v.field("synthetic", c.synthetic, any(), "", "Random tokens instead of text, for benchmarks.");
+}
+
+struct OptimizerConfig {
+  std::string name = "adamw";
+  double lr = 1e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0.1;
+  double grad_clip = 1.0;
+  double embedding_lr_scale = 1.0;
+  bool master_weights = true;
+  std::string state_dtype = "fp32";
+};
+
+template <class V>
+void describe(V& v, OptimizerConfig& c) {
+  v.field("name", c.name, one_of({"adamw"}), "", "The update rule.");
+  v.field("lr", c.lr, range(0, 100), "", "Peak learning rate.");
+  v.field("beta1", c.beta1, range(0, 1), "", "Decay of the first moment.");
+  v.field("beta2", c.beta2, range(0, 1), "", "Decay of the second moment.");
+  v.field("eps", c.eps, range(0, 1), "", "Added to the root of the second moment.");
+  v.field("weight_decay", c.weight_decay, range(0, 10), "", "Decoupled decay; none on norms and biases.");
+  v.field("grad_clip", c.grad_clip, range(0, 1e9), "", "Largest global gradient norm; 0: no clipping.");
+  v.field("embedding_lr_scale", c.embedding_lr_scale, range(0, 1000), "", "Factor on lr for the embedding.");
+  v.field("master_weights", c.master_weights, any(), "", "Keep an fp32 copy of bf16 weights.");
+  v.field("state_dtype", c.state_dtype, one_of({"fp32", "bf16"}), "", "Type of the moments.");
+}
+
+struct ScheduleConfig {
+  std::string kind = "cosine";
+  int64_t warmup_steps = 0;
+  double decay_fraction = 0.2;
+  double final_lr_ratio = 0.0;
+};
+
+template <class V>
+void describe(V& v, ScheduleConfig& c) {
+  v.field("kind", c.kind, one_of({"constant", "linear", "cosine", "wsd"}), "",
+          "Shape of the learning rate after warm-up; wsd holds, then falls linearly at the end.");
+  v.field("warmup_steps", c.warmup_steps, at_least(0), "steps", "Linear rise from 0.");
+  v.field("decay_fraction", c.decay_fraction, range(0, 1), "", "Share of the steps that wsd spends falling.");
+  v.field("final_lr_ratio", c.final_lr_ratio, range(0, 1), "", "Learning rate at the end, as a share of the peak.");
+}
+
+struct CheckpointConfig {
+  int64_t every = 0;
+  int64_t keep = 2;
+  bool background = true;
+};
+
+template <class V>
+void describe(V& v, CheckpointConfig& c) {
+  v.field("every", c.every, at_least(0), "steps", "Interval of checkpoints; 0: only at the end.");
+  v.field("keep", c.keep, at_least(1), "", "How many of the newest checkpoints stay on disk.");
+  v.field("background", c.background, any(), "", "Write while training goes on.");
+}
+
+struct TrainSection {
+  int64_t steps = 1000;
+  int64_t seed = 1;
+  std::string precision = "fp32";
+  int64_t sequence = 256;
+  int64_t batch = 8;
+  int64_t micro_batch = 0;
+  std::string recompute = "none";
+  bool deterministic = false;
+  int64_t max_skipped = 10;
+  int64_t eval_every = 0;
+  int64_t eval_batches = 0;
+  int64_t sample_every = 0;
+  int64_t sample_tokens = 200;
+  std::string sample_prompt = "\n";
+  int64_t log_every = 10;
+};
+
+template <class V>
+void describe(V& v, TrainSection& c) {
+  v.field("steps", c.steps, at_least(1), "steps", "Optimizer steps.");
+  v.field("seed", c.seed, at_least(0), "", "Seed of weights, data order and samples.");
+  v.field("precision", c.precision, one_of({"fp32", "bf16"}), "", "Type of weights and activations.");
+  v.field("sequence", c.sequence, range(2, 1 << 24), "tokens", "Tokens per sequence.");
+  v.field("batch", c.batch, at_least(1), "sequences", "Sequences per optimizer step.");
+  v.field("micro_batch", c.micro_batch, at_least(0), "sequences", "Sequences per pass; must divide batch. 0: all.");
+  v.field("recompute", c.recompute, one_of({"none", "selective", "full"}), "",
+          "Activations recomputed in the backward pass: none, those of the feed-forward layers, or whole blocks.");
+  v.field("deterministic", c.deterministic, any(), "", "Only operators whose result is the same every time.");
+  v.field("max_skipped", c.max_skipped, at_least(1), "steps", "Stop after this many non-finite steps in a row.");
+  v.field("eval_every", c.eval_every, at_least(0), "steps", "Interval of validation; 0: only at the end.");
+  v.field("eval_batches", c.eval_batches, at_least(0), "", "Batches per validation; 0: the whole split.");
+  v.field("sample_every", c.sample_every, at_least(0), "steps", "Interval of text samples; 0: only at the end.");
+  v.field("sample_tokens", c.sample_tokens, at_least(0), "tokens", "Length of a sample; 0: none.");
+  v.field("sample_prompt", c.sample_prompt, any(), "", "Text that a sample continues.");
+  v.field("log_every", c.log_every, at_least(1), "steps", "Interval of plain progress lines.");
+}
+
+struct RunConfig {
+  ModelConfig model;
+  DataConfig data;
+  TrainSection train;
+  OptimizerConfig optimizer;
+  ScheduleConfig schedule;
+  CheckpointConfig checkpoint;
+};
+
+template <class V>
+void describe(V& v, RunConfig& c) {
+  v.section("model", c.model, "Shape of the decoder.");
+  v.section("data", c.data, "Text, tokenizer and validation split.");
+  v.section("train", c.train, "Length, batch, precision and reporting.");
+  v.section("optimizer", c.optimizer, "Update rule.");
+  v.section("schedule", c.schedule, "Learning rate over time.");
+  v.section("checkpoint", c.checkpoint, "What is saved, and when.");
+}
+
+}  // namespace moebius::config

@@ -1,0 +1,45 @@
+// What libmoebius_cuda.so offers to the binary: its kernels and the few device services that are not tensor operators.
+// The binary finds it by name, checks `abi_version`, and never links it (docs/architecture.md, "The CUDA plug-in").
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/api/table.h"
+
+namespace moebius::kernels {
+
+inline constexpr int kPluginAbiVersion = 1;
+inline constexpr char kPluginEntry[] = "moebius_cuda_plugin";
+
+struct DeviceInfo {
+  char name[256];
+  int compute_major, compute_minor;
+  int num_multiprocessors;
+  int64_t total_memory_bytes, free_memory_bytes;
+  int driver_version, runtime_version;  // as CUDA encodes them: 1000 * major + 10 * minor
+};
+
+struct DeviceMemory {
+  int64_t allocated_bytes;       // by tensors, now
+  int64_t peak_allocated_bytes;  // by tensors, since the last reset
+  int64_t reserved_bytes;        // held by the caching allocator
+};
+
+struct Plugin {
+  int abi_version;  // first member for ever
+  const KernelTable* kernels;
+  int (*device_count)();
+  // false when the device does not exist.
+  bool (*device_info)(int device, DeviceInfo*);
+  DeviceMemory (*device_memory)(int device);
+  void (*reset_peak_memory)(int device);
+  Stream (*current_stream)(int device);  // libtorch's current stream, a cudaStream_t
+  void (*synchronize)(int device);
+  // Chooses the backend of scaled-dot-product attention for the process: cuDNN first where it supports the shape.
+  void (*prefer_cudnn_attention)(bool on);
+};
+
+using PluginEntry = const Plugin* (*)();
+
+}  // namespace moebius::kernels

@@ -1,0 +1,39 @@
+// One table of kernels per device. The CPU's is always there; the CUDA plug-in brings its own when it is loaded.
+#pragma once
+
+#include "kernels/api/grouped_gemm.h"
+#include "kernels/api/loss.h"
+#include "kernels/api/norm.h"
+#include "kernels/api/optimizer.h"
+#include "kernels/api/permute.h"
+#include "kernels/api/rope.h"
+#include "kernels/api/route.h"
+#include "kernels/api/swiglu.h"
+
+namespace moebius::kernels {
+
+// Every entry: arguments are checked by the caller (ops); on a device the call is asynchronous on `stream` and the
+// memory that the arguments point to must stay valid until the stream has passed it.
+struct KernelTable {
+  const char* name;
+  void (*rms_norm_forward)(const RmsNormForwardArgs&, Stream);
+  void (*rms_norm_backward)(const RmsNormBackwardArgs&, Stream);
+  void (*rope_forward)(const RopeForwardArgs&, Stream);
+  void (*rope_backward)(const RopeBackwardArgs&, Stream);
+  void (*swiglu_forward)(const SwigluForwardArgs&, Stream);
+  void (*swiglu_backward)(const SwigluBackwardArgs&, Stream);
+  void (*route_forward)(const RouteForwardArgs&, Stream);
+  void (*route_backward)(const RouteBackwardArgs&, Stream);
+  void (*route_stats)(const RouteStatsArgs&, Stream);
+  void (*sort_by_expert)(const SortByExpertArgs&, Stream);
+  void (*gather_rows)(const GatherRowsArgs&, Stream);
+  void (*combine_rows)(const CombineRowsArgs&, Stream);
+  void (*grouped_gemm)(const GroupedGemmArgs&, Stream);  // null on CUDA
+  void (*cross_entropy)(const CrossEntropyArgs&, Stream);
+  void (*adamw)(const AdamWArgs&, Stream);
+  void (*sum_squares)(const SumSquaresArgs&, Stream);
+};
+
+const KernelTable& cpu_kernels();
+
+}  // namespace moebius::kernels

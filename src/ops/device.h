@@ -1,0 +1,36 @@
+// Which kernels serve a tensor, and the CUDA plug-in's life.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+
+#include "kernels/api/plugin.h"
+#include "kernels/api/table.h"
+
+namespace moebius::ops {
+
+// Loads libmoebius_cuda.so when an NVIDIA driver is present, before any tensor exists (libtorch remembers "no CUDA"
+// from its first operator on). Call once, first thing in main. Never throws; `why` tells what was missing.
+// The plug-in is looked for beside the binary, in ../lib/moebius, and at MOEBIUS_CUDA_PLUGIN.
+struct PluginStatus {
+  const kernels::Plugin* plugin = nullptr;  // null: CPU only
+  std::string path;                         // where it was found, or empty
+  std::string why;                          // why there is none, and the way out
+};
+const PluginStatus& load_cuda_plugin();
+
+// The plug-in, or null. Valid after load_cuda_plugin().
+const kernels::Plugin* cuda_plugin();
+
+// Device for a user's word: "cpu", "cuda", "auto". Throws UserError when cuda is asked for and absent.
+at::Device choose_device(const std::string& word);
+
+// Kernels and stream for tensors on this device.
+const kernels::KernelTable& kernel_table(at::Device device);
+kernels::Stream current_stream(at::Device device);
+
+// fp32 and bf16 only; CHECK otherwise.
+kernels::DType kernel_dtype(const at::Tensor& tensor);
+
+}  // namespace moebius::ops

@@ -1,0 +1,34 @@
+// Optimizer arithmetic over lists of tensors; no autograd, no host synchronisation.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+namespace moebius::ops {
+
+// L2 norm over all gradients, fp32 scalar on their device; not finite when any element is not.
+at::Tensor global_norm(const std::vector<at::Tensor>& grads);
+
+// min(1, max_norm / norm), 1 when max_norm is 0; not finite when norm is not. fp32 scalar on the device.
+at::Tensor clip_scale(const at::Tensor& norm, double max_norm);
+
+struct AdamWState {
+  at::Tensor param;   // fp32 or bf16, updated in place
+  at::Tensor master;  // fp32, or undefined
+  at::Tensor grad;
+  at::Tensor m, v;    // fp32 or bf16
+  double lr;
+  double weight_decay;
+};
+
+struct AdamWOptions {
+  double beta1, beta2, eps;
+  int64_t step;  // from 1
+};
+
+// One AdamW step on every entry (kernels/api/optimizer.h has the formula). grad_scale: fp32 scalar tensor from
+// clip_scale(); when it is not finite nothing changes.
+void adamw_step(const std::vector<AdamWState>& states, const AdamWOptions& options, const at::Tensor& grad_scale);
+
+}  // namespace moebius::ops
