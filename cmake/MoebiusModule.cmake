@@ -35,7 +35,7 @@ function(moebius_test target)
   endif()
   add_test(NAME ${target} COMMAND ${target})
   set_tests_properties(${target} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT 600
-    ENVIRONMENT "MOEBIUS_SOURCE_DIR=${CMAKE_SOURCE_DIR}")
+    ENVIRONMENT "MOEBIUS_SOURCE_DIR=${CMAKE_SOURCE_DIR};GTEST_OUTPUT=xml:${CMAKE_BINARY_DIR}/test-results/${target}.xml")
 endfunction()
 
 function(moebius_module name)

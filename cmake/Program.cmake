@@ -1,0 +1,44 @@
+# The program as a whole: where it lies in the build tree, the target that ./moebius builds, and the install tree.
+#
+#   bin/moebius                    DT_RPATH: ../lib/moebius, then the libtorch it was built with
+#   lib/moebius/libmoebius_cuda.so the CUDA plug-in, when it was built
+#   lib/moebius/*.so.*             libraries of the distribution, so that the tree runs where they are not installed
+#   share/moebius/                 configs and example data
+#
+# libtorch itself is not copied (1.2 GB). The tree may be moved on the same machine; on another one set LD_LIBRARY_PATH
+# to the lib folders of its libtorch (tools/gpu_run does that for a PyTorch installation).
+
+add_custom_target(moebius_program)
+if(NOT TARGET moebius)
+  return()
+endif()
+
+set_target_properties(moebius PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+add_dependencies(moebius_program moebius)
+
+# DT_RPATH instead of DT_RUNPATH: the distribution's libraries lie beside each other without run paths of their own,
+# and only DT_RPATH of the program is also searched for what they need.
+file(RELATIVE_PATH bin_to_private /prefix/${CMAKE_INSTALL_BINDIR} /prefix/lib/moebius)
+set_target_properties(moebius PROPERTIES INSTALL_RPATH "$ORIGIN/${bin_to_private};${MOEBIUS_TORCH_RUN_PATH}")
+target_link_options(moebius PRIVATE -Wl,--disable-new-dtags)
+install(TARGETS moebius RUNTIME_DEPENDENCY_SET moebius_runtime DESTINATION ${CMAKE_INSTALL_BINDIR})
+
+if(TARGET moebius_cuda)
+  set_target_properties(moebius_cuda PROPERTIES
+    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib/moebius
+    INSTALL_RPATH "$ORIGIN;${MOEBIUS_TORCH_RUN_PATH}")
+  target_link_options(moebius_cuda PRIVATE -Wl,--disable-new-dtags)
+  add_dependencies(moebius_program moebius_cuda)
+  install(TARGETS moebius_cuda LIBRARY DESTINATION lib/moebius)
+endif()
+
+install(RUNTIME_DEPENDENCY_SET moebius_runtime LIBRARY DESTINATION lib/moebius
+  PRE_EXCLUDE_REGEXES
+    "^lib(torch|c10|shm|gomp|cu|nv)" "^ld-linux" "^lib(c|m|dl|rt|pthread|util|resolv|stdc[+][+]|gcc_s)\\.so"
+    "^linux-vdso" "^lib(asan|ubsan|lsan)\\.so")
+
+foreach(folder configs examples/data)
+  if(EXISTS ${CMAKE_SOURCE_DIR}/${folder})
+    install(DIRECTORY ${CMAKE_SOURCE_DIR}/${folder} DESTINATION share/moebius)
+  endif()
+endforeach()
