@@ -18,6 +18,12 @@ target_precompile_headers(moebius_torch_pch PRIVATE ${CMAKE_SOURCE_DIR}/cmake/to
 function(moebius_use_torch target)
   target_link_libraries(${target} PUBLIC moebius::torch)
   target_precompile_headers(${target} REUSE_FROM moebius_torch_pch)
+  get_target_property(type ${target} TYPE)
+  if(type STREQUAL EXECUTABLE)
+    # CMake compiles programs with -fPIE; the precompiled header is only valid with its own -fPIC.
+    set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+    target_compile_options(${target} PRIVATE -fPIC)
+  endif()
 endfunction()
 
 function(moebius_test target)

@@ -32,10 +32,11 @@ if(TARGET moebius_cuda)
   install(TARGETS moebius_cuda LIBRARY DESTINATION lib/moebius)
 endif()
 
-install(RUNTIME_DEPENDENCY_SET moebius_runtime LIBRARY DESTINATION lib/moebius
+install(RUNTIME_DEPENDENCY_SET moebius_runtime
   PRE_EXCLUDE_REGEXES
     "^lib(torch|c10|shm|gomp|cu|nv)" "^ld-linux" "^lib(c|m|dl|rt|pthread|util|resolv|stdc[+][+]|gcc_s)\\.so"
-    "^linux-vdso" "^lib(asan|ubsan|lsan)\\.so")
+    "^linux-vdso" "^lib(asan|ubsan|lsan)\\.so"
+  LIBRARY DESTINATION lib/moebius)
 
 foreach(folder configs examples/data)
   if(EXISTS ${CMAKE_SOURCE_DIR}/${folder})
