@@ -6,7 +6,8 @@ add_library(moebius_options INTERFACE)
 target_include_directories(moebius_options INTERFACE ${CMAKE_SOURCE_DIR}/src)
 target_compile_options(moebius_options INTERFACE -Wall -Wextra $<$<BOOL:${MOEBIUS_WERROR}>:-Werror>)
 if(MOEBIUS_SANITIZE)
-  target_compile_options(moebius_options INTERFACE -fsanitize=address,undefined -fno-omit-frame-pointer)
+  target_compile_options(moebius_options INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all
+    -fno-omit-frame-pointer)
   target_link_options(moebius_options INTERFACE -fsanitize=address,undefined)
 endif()
 

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154,SC2034,SC1091
 # libtorch and build tools. Sourced by prepare.sh. Python's venv serves only to fetch and unpack wheels into
 # .moebius/venv; nothing of Python is used when moebius runs.
 # Sets: torch (folder with include/ and lib/), cmake, ninja, nvcc ("" when the CUDA plug-in is not built).
@@ -124,14 +125,14 @@ ensure_build_tools() {
   cmake=$(type -P cmake) || cmake=
   version=$([[ -n $cmake ]] && "$cmake" --version 2>/dev/null | sed -n '1s/[^0-9]*//p')
   if [[ -z $version ]] || ! version_at_least "$version" "$minimum"; then
-    install_wheels cmake "CMake (this machine has ${version:-none}, $minimum is needed)" cmake/data/bin/cmake --no-deps $CMAKE_WHEEL
+    install_wheels cmake "CMake (this machine has ${version:-none}, $minimum is needed)" cmake/data/bin/cmake --no-deps "$CMAKE_WHEEL"
     cmake=$site_packages/cmake/data/bin/cmake
   fi
   ctest=${cmake%/*}/ctest
   ninja=$(type -P ninja) || ninja=
   version=$([[ -n $ninja ]] && "$ninja" --version 2>/dev/null)
   if [[ -z $version ]] || ! version_at_least "$version" "$NINJA_MINIMUM"; then
-    install_wheels ninja "Ninja" ninja/data/bin/ninja --no-deps $NINJA_WHEEL
+    install_wheels ninja "Ninja" ninja/data/bin/ninja --no-deps "$NINJA_WHEEL"
     ninja=$site_packages/ninja/data/bin/ninja
   fi
 }

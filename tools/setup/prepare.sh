@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154,SC2034,SC1091
 # Sourced by ./moebius when something may be missing or out of date. Steps, each skipped when its stamp is current:
 #   system packages (system.sh) -> libtorch and build tools (fetch.sh) -> configure -> build.
 # A stamp is written last, so an interrupted step is simply done again. One caller at a time works on a checkout.

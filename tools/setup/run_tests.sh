@@ -1,7 +1,8 @@
+# shellcheck shell=bash disable=SC2154,SC2034,SC1091
 # ./moebius test. Sourced by ./moebius after prepare.sh.
 
 test_command() {
-  local label= selection=() results status summary_status default_exclusion=1
+  local label='' selection=() results status summary_status folder
   while (($#)); do
     case $1 in
       --preset) take_preset "${2:-}"; shift 2 ;;

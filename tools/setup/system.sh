@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154,SC2034,SC1091
 # Distribution packages from system-packages.txt. Sourced by prepare.sh.
 
 listed_packages() { sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' -- "$setup/system-packages.txt"; }
