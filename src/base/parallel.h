@@ -24,13 +24,14 @@ class RangeBody {
   void (*call_)(const void*, int64_t, int64_t);
 };
 
-// Splits [begin, end) into at most num_threads() contiguous ranges of at least `grain` elements and runs body on
-// each; inline when one range is enough or when already inside a parallel region. The split depends only on the
-// extent, grain and num_threads(), so results that depend on it are reproducible for a fixed thread count.
+// Splits [begin, end) into at most num_threads() contiguous ranges of at least `grain` elements and runs body
+// on each; inline when one range is enough or when already inside a parallel region. The split depends only
+// on the extent, grain and num_threads(), so results that depend on it are reproducible for a fixed thread
+// count.
 void parallel_for(int64_t begin, int64_t end, int64_t grain, RangeBody body);
 
-// Runs body(i, i + 1) for every i in [0, count), handed out one at a time to whichever thread is free: for uneven
-// work whose result does not depend on which thread does it.
+// Runs body(i, i + 1) for every i in [0, count), handed out one at a time to whichever thread is free: for
+// uneven work whose result does not depend on which thread does it.
 void parallel_tasks(int64_t count, RangeBody body);
 
 }  // namespace moebius
