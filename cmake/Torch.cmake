@@ -42,7 +42,8 @@ add_library(moebius::openmp ALIAS moebius_openmp)
 add_library(moebius_torch INTERFACE)
 target_include_directories(moebius_torch SYSTEM INTERFACE
   ${MOEBIUS_TORCH_DIR}/include ${MOEBIUS_TORCH_DIR}/include/torch/csrc/api/include)
-target_link_libraries(moebius_torch INTERFACE moebius_imported_torch_cpu moebius_imported_c10)
+# OpenMP here too, so that every user of the precompiled header compiles with the same flags.
+target_link_libraries(moebius_torch INTERFACE moebius_imported_torch_cpu moebius_imported_c10 moebius::openmp)
 target_link_options(moebius_torch INTERFACE -Wl,--allow-shlib-undefined)
 add_library(moebius::torch ALIAS moebius_torch)
 

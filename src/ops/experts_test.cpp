@@ -1,0 +1,214 @@
+#include "ops/experts.h"
+
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "base/parallel.h"
+#include "ops/grouped_mm.h"
+#include "ops/linear.h"
+
+namespace moebius::ops {
+namespace {
+
+// Each token chooses top_k experts; with a capacity the later slots of an expert are dropped.
+Routing make_routing(int64_t num_tokens, int64_t num_experts, int64_t top_k, int64_t capacity = -1) {
+  Routing routing;
+  routing.weights_TK = at::rand({num_tokens, top_k}) + 0.1;
+  routing.experts_TK = at::empty({num_tokens, top_k}, at::kInt);
+  auto experts = routing.experts_TK.accessor<int32_t, 2>();
+  for (int64_t t = 0; t < num_tokens; ++t)  // expert 1 is never chosen
+    for (int64_t k = 0; k < top_k; ++k) {
+      const int64_t e = (t * 7 + k * 3 + (t * t) % 5) % num_experts;
+      experts[t][k] = static_cast<int32_t>(e == 1 ? 0 : e);
+    }
+  routing.order_R = at::full({num_tokens * top_k}, -1, at::kInt);
+  routing.inverse_R = at::full({num_tokens * top_k}, -1, at::kInt);
+  routing.offsets_E1 = at::zeros({num_experts + 1}, at::kInt);
+  int32_t row = 0;
+  for (int64_t e = 0; e < num_experts; ++e) {
+    int64_t taken = 0;
+    for (int64_t slot = 0; slot < num_tokens * top_k; ++slot) {
+      if (experts[slot / top_k][slot % top_k] != e || (capacity >= 0 && taken >= capacity)) continue;
+      routing.order_R[row] = static_cast<int32_t>(slot);
+      routing.inverse_R[slot] = row++;
+      ++taken;
+    }
+    routing.offsets_E1[e + 1] = row;
+  }
+  return routing;
+}
+
+struct Inputs {
+  at::Tensor x_TD, gate_up_E2FD, down_EDF, weights_TK, grad_y_TD;
+
+  std::vector<at::Tensor> leaves() const { return {x_TD, gate_up_E2FD, down_EDF, weights_TK}; }
+};
+
+Inputs make_inputs(const Routing& routing, int64_t num_experts, int64_t width, int64_t hidden,
+                   at::ScalarType dtype) {
+  const int64_t num_tokens = routing.weights_TK.size(0);
+  Inputs in;
+  in.x_TD = at::randn({num_tokens, width}).to(dtype).requires_grad_(true);
+  in.gate_up_E2FD =
+      (at::randn({num_experts, 2 * hidden, width}) / std::sqrt(width)).to(dtype).requires_grad_(true);
+  in.down_EDF = (at::randn({num_experts, width, hidden}) / std::sqrt(hidden)).to(dtype).requires_grad_(true);
+  in.weights_TK = routing.weights_TK.clone().requires_grad_(true);
+  in.grad_y_TD = at::randn({num_tokens, width}).to(dtype);
+  return in;
+}
+
+// y, then the gradients of the leaves.
+std::vector<at::Tensor> run(const Inputs& in, Routing routing, bool recompute) {
+  routing.weights_TK = in.weights_TK;
+  const at::Tensor y_TD = expert_ffn(in.x_TD, in.gate_up_E2FD, in.down_EDF, routing, recompute);
+  std::vector<at::Tensor> result = torch::autograd::grad({y_TD}, in.leaves(), {in.grad_y_TD});
+  result.insert(result.begin(), y_TD.detach());
+  return result;
+}
+
+// The same slot by slot in double, through libtorch's own autograd.
+std::vector<at::Tensor> reference(const Inputs& in, const Routing& routing) {
+  std::vector<at::Tensor> leaves;
+  for (const at::Tensor& leaf : in.leaves())
+    leaves.push_back(leaf.detach().to(at::kDouble).requires_grad_(true));
+  const int64_t num_tokens = in.x_TD.size(0), top_k = routing.weights_TK.size(1);
+  std::vector<at::Tensor> rows;
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    at::Tensor y_D = at::zeros({in.x_TD.size(1)}, at::kDouble);
+    for (int64_t k = 0; k < top_k; ++k) {
+      if (routing.inverse_R[t * top_k + k].item<int32_t>() < 0) continue;
+      const int64_t e = routing.experts_TK[t][k].item<int32_t>();
+      const at::Tensor gate_up = at::mv(leaves[1][e], leaves[0][t]).view({-1, 2});
+      y_D =
+          y_D + leaves[3][t][k] * at::mv(leaves[2][e], at::silu(gate_up.select(1, 0)) * gate_up.select(1, 1));
+    }
+    rows.push_back(y_D);
+  }
+  const at::Tensor y_TD = at::stack(rows);
+  std::vector<at::Tensor> result = torch::autograd::grad({y_TD}, leaves, {in.grad_y_TD.to(at::kDouble)});
+  result.insert(result.begin(), y_TD.detach());
+  return result;
+}
+
+constexpr const char* kNames[] = {"y", "grad x", "grad gate_up", "grad down", "grad weights"};
+
+void expect_close(const std::vector<at::Tensor>& got, const std::vector<at::Tensor>& want,
+                  at::ScalarType dtype) {
+  // Normalised error: norm of the difference over norm of the reference.
+  const double tolerance = dtype == at::kFloat ? 2e-6 : 1.2e-2;
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double error =
+        (got[i].to(at::kDouble) - want[i]).norm().item<double>() / want[i].norm().item<double>();
+    EXPECT_LT(error, tolerance) << kNames[i] << " in " << at::toString(dtype);
+  }
+}
+
+void expect_same(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
+  for (size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(at::equal(a[i], b[i])) << kNames[i];
+}
+
+TEST(ExpertFfn, matches_a_double_reference_with_odd_sizes_empty_experts_and_drops) {
+  at::manual_seed(3);
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16})
+    for (const int64_t capacity : {-1, 4})
+      for (const int64_t top_k : {1, 3}) {
+        const Routing routing = make_routing(19, 5, top_k, capacity);
+        const Inputs in = make_inputs(routing, 5, 13, 11, dtype);
+        expect_close(run(in, routing, false), reference(in, routing), dtype);
+      }
+}
+
+TEST(ExpertFfn, recomputing_the_pre_activation_changes_no_bit) {
+  at::manual_seed(4);
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const Routing routing = make_routing(50, 6, 2);
+    const Inputs in = make_inputs(routing, 6, 40, 24, dtype);
+    expect_same(run(in, routing, false), run(in, routing, true));
+  }
+}
+
+TEST(ExpertFfn, does_not_depend_on_the_number_of_threads) {
+  at::manual_seed(5);
+  const Routing routing = make_routing(300, 4, 2);
+  const Inputs in = make_inputs(routing, 4, 64, 48, at::kFloat);
+  const int before = num_threads();
+  set_num_threads(1);
+  const auto one = run(in, routing, false);
+  set_num_threads(3);
+  const auto three = run(in, routing, false);
+  set_num_threads(before);
+  expect_same(one, three);
+}
+
+TEST(ExpertFfn, walks_a_retained_graph_twice_with_the_same_result) {
+  at::manual_seed(6);
+  Routing routing = make_routing(20, 4, 2);
+  const Inputs in = make_inputs(routing, 4, 16, 8, at::kFloat);
+  routing.weights_TK = in.weights_TK;
+  const at::Tensor y_TD = expert_ffn(in.x_TD, in.gate_up_E2FD, in.down_EDF, routing);
+  const auto first = torch::autograd::grad({y_TD}, in.leaves(), {in.grad_y_TD}, /*retain_graph=*/true);
+  const auto second = torch::autograd::grad({y_TD}, in.leaves(), {in.grad_y_TD});
+  for (size_t i = 0; i < first.size(); ++i) EXPECT_TRUE(at::equal(first[i], second[i])) << kNames[i + 1];
+}
+
+TEST(ExpertFfn, gives_the_same_output_without_gradients) {
+  at::manual_seed(7);
+  const Routing routing = make_routing(20, 4, 2, 5);
+  const Inputs in = make_inputs(routing, 4, 16, 8, at::kBFloat16);
+  const at::Tensor with = expert_ffn(in.x_TD, in.gate_up_E2FD, in.down_EDF, routing);
+  const at::NoGradGuard guard;
+  const at::Tensor without = expert_ffn(in.x_TD, in.gate_up_E2FD, in.down_EDF, routing);
+  EXPECT_TRUE(at::equal(with, without));
+  EXPECT_FALSE(without.requires_grad());
+}
+
+TEST(ExpertFfn, computes_only_the_gradients_asked_for) {
+  at::manual_seed(8);
+  const Routing routing = make_routing(20, 4, 2);
+  const Inputs in = make_inputs(routing, 4, 16, 8, at::kFloat);
+  const auto all = run(in, routing, false);
+  const at::Tensor y_TD = expert_ffn(in.x_TD.detach(), in.gate_up_E2FD.detach(), in.down_EDF, routing);
+  const auto down = torch::autograd::grad({y_TD}, {in.down_EDF}, {in.grad_y_TD});
+  EXPECT_TRUE(at::equal(all[3], down[0]));
+}
+
+TEST(ExpertFfn, gives_zero_for_tokens_whose_slots_are_all_dropped) {
+  at::manual_seed(9);
+  const Routing routing = make_routing(12, 3, 1, 0);
+  const Inputs in = make_inputs(routing, 3, 8, 8, at::kFloat);
+  for (const at::Tensor& tensor : run(in, routing, false))
+    EXPECT_TRUE(at::equal(tensor, at::zeros_like(tensor)));
+}
+
+TEST(Linear, matches_a_double_reference_and_keeps_leading_dims) {
+  at::manual_seed(10);
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16})
+    for (const auto& [n, k] : {std::pair<int64_t, int64_t>{5, 3}, {33, 70}, {1, 1}}) {
+      const at::Tensor x = at::randn({3, 17, k}).to(dtype).requires_grad_(true);
+      const at::Tensor w = at::randn({n, k}).to(dtype).requires_grad_(true);
+      const at::Tensor grad_y = at::randn({3, 17, n}).to(dtype);
+      const at::Tensor y = ops::linear(x, w);
+      ASSERT_EQ(y.sizes(), grad_y.sizes());
+      auto got = torch::autograd::grad({y}, {x, w}, {grad_y});
+      const at::Tensor xd = x.detach().to(at::kDouble).requires_grad_(true);
+      const at::Tensor wd = w.detach().to(at::kDouble).requires_grad_(true);
+      const at::Tensor yd = at::matmul(xd, wd.t());
+      auto want = torch::autograd::grad({yd}, {xd, wd}, {grad_y.to(at::kDouble)});
+      got.insert(got.begin(), y.detach());
+      want.insert(want.begin(), yd.detach());
+      expect_close(got, want, dtype);
+    }
+}
+
+TEST(Linear, takes_inputs_that_are_not_contiguous) {
+  at::manual_seed(11);
+  const at::Tensor x = at::randn({6, 8}).t(), w = at::randn({6, 5}).t();
+  EXPECT_TRUE(at::allclose(ops::linear(x, w), at::mm(x, w.t()), 1e-5, 1e-6));
+}
+
+}  // namespace
+}  // namespace moebius::ops
