@@ -23,30 +23,52 @@ find_site_packages() {
 }
 
 # install_wheels STAMP WHAT SENTINEL PIP-ARGUMENTS...: one step that is done when SENTINEL exists and STAMP is of these
-# arguments. pip shows its progress bar on a terminal; downloads that ended stay in pip's cache for the next try.
+# arguments. Downloads are kept in .moebius/wheels until they are installed, so an interrupted call does not repeat
+# the ones that ended; pip shows its progress bar on a terminal.
 install_wheels() {
-  local stamp=wheels-$1 what=$2 sentinel=$3 log=$logs/pip-$1.log; shift 3
+  local stamp=wheels-$1 what=$2 sentinel=$3 log=$logs/pip-$1.log word options=(); shift 3
   find_site_packages
   if [[ -e $site_packages/$sentinel ]] && step_is_done "$stamp" "$*"; then return; fi
   ensure_venv
   find_site_packages
   say "fetching $what"
   rm -f -- "$log"
-  # An unpacking that was cut off leaves files that pip does not know: overwrite them.
-  if ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --ignore-installed --no-warn-script-location \
-      --log "$log" "$@" >&2 9>&-; then
-    if grep -qE 'NewConnectionError|ConnectTimeout|Temporary failure in name resolution|Network is unreachable|Max retries|ReadTimeout|from versions: none' "$log"; then
-      die 1 "could not reach the Python package index to fetch $what" "Log: $log" \
-        "Check the network, HTTPS_PROXY and pip's settings (PIP_INDEX_URL), then call again: what was fetched is kept." \
-        "Without a network: name your own torch $TORCH_VERSION with --torch-dir DIR or MOEBIUS_TORCH_DIR."
+  for word in "$@"; do
+    if [[ $word == -* ]]; then
+      options+=("$word")
+    else
+      run_pip "$log" download --dest "$home/wheels" --find-links "$home/wheels" --no-deps "$word" || fetch_failed "$what" "$log"
     fi
-    if grep -q 'No space left on device' "$log"; then
-      die 1 "the disk is full: $what needs about $([[ $what == libtorch*full* ]] && echo 6 || echo 2) GiB free in $home" "Log: $log"
-    fi
-    die 1 "pip could not install $what" "Log: $log" "Then: ./moebius clean --all removes all that was fetched."
+  done
+  if ((${#options[@]} == 0)); then
+    run_pip "$log" download --dest "$home/wheels" --find-links "$home/wheels" "$@" || fetch_failed "$what" "$log"
   fi
+  # An unpacking that was cut off leaves files that pip does not know: --ignore-installed overwrites them.
+  say "installing $what"
+  run_pip "$log" install --no-index --find-links "$home/wheels" --ignore-installed --no-warn-script-location "$@" ||
+    fetch_failed "$what" "$log"
   [[ -e $site_packages/$sentinel ]] || die 1 "pip installed $what without $sentinel" "Log: $log"
   step_done "$stamp" "$*"
+  rm -rf -- "$home/wheels"
+}
+
+run_pip() {  # run_pip LOG VERB ARGUMENTS...
+  local log=$1; shift
+  "$venv/bin/python" -m pip "$@" --disable-pip-version-check --no-input --log "$log" >&2 9>&-
+}
+
+fetch_failed() {  # fetch_failed WHAT LOG
+  local what=$1 log=$2
+  if grep -qE 'NewConnectionError|ConnectTimeout|Temporary failure in name resolution|Network is unreachable|Max retries|ReadTimeout|from versions: none' "$log"; then
+    die 1 "could not reach the Python package index to fetch $what" "Log: $log" \
+      "Check the network, HTTPS_PROXY and pip's settings (PIP_INDEX_URL), then call again: what was fetched is kept." \
+      "Without a network: name your own torch $TORCH_VERSION with --torch-dir DIR or MOEBIUS_TORCH_DIR."
+  fi
+  if grep -q 'No space left on device' "$log"; then
+    die 1 "the disk is full: $what needs about $([[ $what == *full* ]] && echo 12 || echo 3) GiB free in $home" "Log: $log"
+  fi
+  die 1 "pip could not install $what" "Log: $log" \
+    "Call again to go on; ./moebius clean --all removes all that was fetched, to begin anew."
 }
 
 # A user's own libtorch: right version, complete, and loadable. Ends the program otherwise.
