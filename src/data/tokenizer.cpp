@@ -1,0 +1,85 @@
+#include "data/tokenizer.h"
+
+#include "base/check.h"
+#include "data/text.h"
+
+namespace moebius::data {
+
+std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
+  std::vector<int32_t> ids;
+  encode(text, ids);
+  return ids;
+}
+
+std::string Tokenizer::decode(std::span<const int32_t> ids) const {
+  std::string text;
+  for (const int32_t id : ids) text.append(token_bytes(id));
+  if (has_dummy_prefix_ && text.starts_with(' ')) text.erase(0, 1);
+  return text;
+}
+
+std::string_view Tokenizer::token_bytes(int32_t id) const {
+  MOEBIUS_CHECK(id >= 0 && id < vocab_size(), "token id ", id, " outside the vocabulary of ", vocab_size());
+  return std::string_view(bytes_).substr(offsets_[id], offsets_[id + 1] - offsets_[id]);
+}
+
+void Tokenizer::add_token(std::string_view bytes) {
+  bytes_.append(bytes);
+  offsets_.push_back(static_cast<int64_t>(bytes_.size()));
+}
+
+StreamDecoder::StreamDecoder(const Tokenizer& tokenizer, bool continues)
+    : tokenizer_(tokenizer), drop_space_(tokenizer.has_dummy_prefix() && !continues) {}
+
+std::string StreamDecoder::push(int32_t id) {
+  std::string_view bytes = tokenizer_.token_bytes(id);
+  if (drop_space_ && !bytes.empty()) {
+    if (bytes.starts_with(' ')) bytes.remove_prefix(1);
+    drop_space_ = false;
+  }
+  pending_.append(bytes);
+  const size_t ready = pending_.size() - unfinished_utf8_tail(pending_);
+  std::string text = to_valid_utf8(std::string_view(pending_).substr(0, ready));
+  pending_.erase(0, ready);
+  return text;
+}
+
+std::string StreamDecoder::finish() {
+  std::string text = to_valid_utf8(pending_);
+  pending_.clear();
+  return text;
+}
+
+namespace {
+
+class BytesTokenizer : public Tokenizer {
+ public:
+  BytesTokenizer() {
+    name_ = "bytes";
+    fingerprint_ = "bytes-1";
+    for (int i = 0; i < 256; ++i) {
+      const char byte = static_cast<char>(i);
+      add_token({&byte, 1});
+    }
+  }
+
+  void encode(std::string_view text, std::vector<int32_t>& ids) const override {
+    ids.reserve(ids.size() + text.size());
+    for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
+  }
+
+  bool separable_at_newlines() const override { return true; }
+};
+
+}  // namespace
+
+std::shared_ptr<const Tokenizer> make_bytes_tokenizer() {
+  static const auto tokenizer = std::make_shared<const BytesTokenizer>();
+  return tokenizer;
+}
+
+std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& spec) {
+  return spec == "bytes" ? make_bytes_tokenizer() : load_sentencepiece(spec);
+}
+
+}  // namespace moebius::data
