@@ -1,0 +1,63 @@
+#include "cli/nvml_probe.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+namespace moebius::cli {
+namespace {
+
+class NvmlProbeTest : public ::testing::Test {
+ protected:
+  void TearDown() override {
+    unsetenv("MOEBIUS_STAND_IN_GPUS");
+    unsetenv("MOEBIUS_STAND_IN_STATUS");
+  }
+};
+
+TEST_F(NvmlProbeTest, reads_every_gpu) {
+  setenv("MOEBIUS_STAND_IN_GPUS", "2", 1);
+  const NvmlProbe probe = probe_nvml(MOEBIUS_NVML_STAND_IN);
+  EXPECT_EQ(probe.why, "");
+  EXPECT_EQ(probe.driver_version, "580.95.05");
+  EXPECT_EQ(probe.cuda_version, 13000);
+  ASSERT_EQ(probe.gpus.size(), 2u);
+  EXPECT_EQ(probe.gpus[1].name, "Stand-in GPU");
+  EXPECT_EQ(probe.gpus[1].compute_major, 9);
+  EXPECT_EQ(probe.gpus[1].total_memory_bytes, int64_t{80} << 30);
+  EXPECT_EQ(probe.gpus[1].total_energy_joules, 5.0);
+}
+
+TEST_F(NvmlProbeTest, leaves_out_what_the_library_lacks) {
+  // The stand-in has no nvmlDeviceGetEnforcedPowerLimit.
+  const NvmlProbe probe = probe_nvml(MOEBIUS_NVML_STAND_IN);
+  ASSERT_EQ(probe.gpus.size(), 1u);
+  EXPECT_FALSE(probe.gpus[0].power_limit_watts.has_value());
+}
+
+TEST_F(NvmlProbeTest, says_that_no_driver_is_installed) {
+  const NvmlProbe probe = probe_nvml("libnvidia-ml-that-is-not-there.so");
+  EXPECT_TRUE(probe.gpus.empty());
+  EXPECT_NE(probe.why.find("no NVIDIA driver is installed"), std::string::npos);
+  EXPECT_NE(probe.why.find("580 or newer"), std::string::npos);
+}
+
+TEST_F(NvmlProbeTest, says_that_the_driver_is_not_loaded) {
+  setenv("MOEBIUS_STAND_IN_STATUS", "9", 1);
+  EXPECT_NE(probe_nvml(MOEBIUS_NVML_STAND_IN).why.find("modprobe nvidia"), std::string::npos);
+}
+
+TEST_F(NvmlProbeTest, says_that_driver_and_libraries_differ) {
+  setenv("MOEBIUS_STAND_IN_STATUS", "18", 1);
+  EXPECT_NE(probe_nvml(MOEBIUS_NVML_STAND_IN).why.find("reboot"), std::string::npos);
+}
+
+TEST_F(NvmlProbeTest, says_that_no_gpu_is_visible) {
+  setenv("MOEBIUS_STAND_IN_GPUS", "0", 1);
+  const NvmlProbe probe = probe_nvml(MOEBIUS_NVML_STAND_IN);
+  EXPECT_EQ(probe.driver_version, "580.95.05");
+  EXPECT_NE(probe.why.find("shows no GPU"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace moebius::cli
