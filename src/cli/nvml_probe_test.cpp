@@ -3,9 +3,16 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <filesystem>
 
 namespace moebius::cli {
 namespace {
+
+// Beside the build; where that is gone (a packed build) the loader looks for it by name.
+const char* stand_in() {
+  return std::filesystem::exists(MOEBIUS_NVML_STAND_IN) ? MOEBIUS_NVML_STAND_IN
+                                                        : "libmoebius_nvml_stand_in.so";
+}
 
 class NvmlProbeTest : public ::testing::Test {
  protected:
@@ -17,7 +24,7 @@ class NvmlProbeTest : public ::testing::Test {
 
 TEST_F(NvmlProbeTest, reads_every_gpu) {
   setenv("MOEBIUS_STAND_IN_GPUS", "2", 1);
-  const NvmlProbe probe = probe_nvml(MOEBIUS_NVML_STAND_IN);
+  const NvmlProbe probe = probe_nvml(stand_in());
   EXPECT_EQ(probe.why, "");
   EXPECT_EQ(probe.driver_version, "580.95.05");
   EXPECT_EQ(probe.cuda_version, 13000);
@@ -30,7 +37,7 @@ TEST_F(NvmlProbeTest, reads_every_gpu) {
 
 TEST_F(NvmlProbeTest, leaves_out_what_the_library_lacks) {
   // The stand-in has no nvmlDeviceGetEnforcedPowerLimit.
-  const NvmlProbe probe = probe_nvml(MOEBIUS_NVML_STAND_IN);
+  const NvmlProbe probe = probe_nvml(stand_in());
   ASSERT_EQ(probe.gpus.size(), 1u);
   EXPECT_FALSE(probe.gpus[0].power_limit_watts.has_value());
 }
@@ -44,17 +51,17 @@ TEST_F(NvmlProbeTest, says_that_no_driver_is_installed) {
 
 TEST_F(NvmlProbeTest, says_that_the_driver_is_not_loaded) {
   setenv("MOEBIUS_STAND_IN_STATUS", "9", 1);
-  EXPECT_NE(probe_nvml(MOEBIUS_NVML_STAND_IN).why.find("modprobe nvidia"), std::string::npos);
+  EXPECT_NE(probe_nvml(stand_in()).why.find("modprobe nvidia"), std::string::npos);
 }
 
 TEST_F(NvmlProbeTest, says_that_driver_and_libraries_differ) {
   setenv("MOEBIUS_STAND_IN_STATUS", "18", 1);
-  EXPECT_NE(probe_nvml(MOEBIUS_NVML_STAND_IN).why.find("reboot"), std::string::npos);
+  EXPECT_NE(probe_nvml(stand_in()).why.find("reboot"), std::string::npos);
 }
 
 TEST_F(NvmlProbeTest, says_that_no_gpu_is_visible) {
   setenv("MOEBIUS_STAND_IN_GPUS", "0", 1);
-  const NvmlProbe probe = probe_nvml(MOEBIUS_NVML_STAND_IN);
+  const NvmlProbe probe = probe_nvml(stand_in());
   EXPECT_EQ(probe.driver_version, "580.95.05");
   EXPECT_NE(probe.why.find("shows no GPU"), std::string::npos);
 }
