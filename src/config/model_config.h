@@ -24,9 +24,10 @@ void describe(V& v, BalanceConfig& c) {
           "Over which tokens the loss counts load: all of a micro-batch, or each sequence by itself.");
   v.field("z_loss", c.z_loss, range(0, 100), "",
           "Coefficient of the mean squared logsumexp of the router logits (ST-MoE); 0 turns it off.");
-  v.field("bias_rate", c.bias_rate, range(0, 1), "",
-          "Step of the loss-free bias: after each step bias += rate * sign(mean load - load), recentred to zero "
-          "mean; used for selection only. 0 turns it off; 0.001 is the published value.");
+  v.field(
+      "bias_rate", c.bias_rate, range(0, 1), "",
+      "Step of the loss-free bias: after each step bias += rate * sign(mean load - load), recentred to zero "
+      "mean; used for selection only. 0 turns it off; 0.001 is the published value.");
 }
 
 struct MoeConfig {
@@ -45,19 +46,22 @@ struct MoeConfig {
 
 template <class V>
 void describe(V& v, MoeConfig& c) {
-  v.field("experts", c.experts, range(0, 1024), "", "Routed experts per MoE layer; 0 makes every layer dense.");
+  v.field("experts", c.experts, range(0, 1024), "",
+          "Routed experts per MoE layer; 0 makes every layer dense.");
   v.field("top_k", c.top_k, range(1, 32), "", "Experts that each token is sent to.");
   v.field("expert_dim", c.expert_dim, at_least(1), "", "Hidden width of one expert.");
   v.field("shared_experts", c.shared_experts, range(0, 64), "",
           "Experts that every token passes, built as one dense SwiGLU of this many times expert_dim.");
-  v.field("dense_layers", c.dense_layers, at_least(0), "", "Layers (from 0) that get a dense FFN instead of experts.");
+  v.field("dense_layers", c.dense_layers, at_least(0), "",
+          "Layers (from 0) that get a dense FFN instead of experts.");
   v.field("score", c.score, one_of({"softmax", "sigmoid"}), "", "How router logits become scores.");
   v.field("softmax_order", c.softmax_order, one_of({"before_topk", "after_topk"}), "",
           "Whether the softmax runs over all experts or over the chosen ones.");
   v.field("normalize_weights", c.normalize_weights, any(), "", "Divide the chosen weights by their sum.");
   v.field("weight_scale", c.weight_scale, range(0, 1000), "", "Factor on the chosen weights, applied last.");
-  v.field("capacity_factor", c.capacity_factor, range(0, 1000), "",
-          "Rows an expert accepts, as a multiple of the mean load; tokens beyond it are dropped. 0: never drop.");
+  v.field(
+      "capacity_factor", c.capacity_factor, range(0, 1000), "",
+      "Rows an expert accepts, as a multiple of the mean load; tokens beyond it are dropped. 0: never drop.");
   v.section("balance", c.balance, "How expert load is kept even.");
 }
 

@@ -18,6 +18,7 @@ struct DataConfig {
   double validation_fraction = 0.1;
   std::string validation_file;
   bool synthetic = false;
+  int64_t prefetch = 2;
 };
 
 template <class V>
@@ -25,11 +26,15 @@ void describe(V& v, DataConfig& c) {
   v.field("files", c.files, any(), "", "Text files (UTF-8) or built corpora (.idx), each one source.");
   v.field("weights", c.weights, at_least(0), "", "Share of each source; empty: by its number of tokens.");
   v.field("tokenizer", c.tokenizer, any(), "", "'bytes', or the path of a SentencePiece .model file.");
-  v.field("cache_dir", c.cache_dir, any(), "", "Where built corpora are kept; empty: a folder beside the run.");
+  v.field("cache_dir", c.cache_dir, any(), "",
+          "Where built corpora are kept; empty: a folder beside the run.");
   v.field("validation_fraction", c.validation_fraction, range(0, 0.9), "",
           "Share at the end of each source that is kept for validation.");
-  v.field("validation_file", c.validation_file, any(), "", "Text for validation instead of a share of the sources.");
+  v.field("validation_file", c.validation_file, any(), "",
+          "Text for validation instead of a share of the sources.");
   v.field("synthetic", c.synthetic, any(), "", "Random tokens instead of text, for benchmarks.");
+  v.field("prefetch", c.prefetch, range(0, 1024), "batches",
+          "Read ahead by the loader's thread; 0: no thread.");
 }
 
 struct OptimizerConfig {
@@ -72,7 +77,8 @@ void describe(V& v, ScheduleConfig& c) {
           "Shape of the learning rate after warm-up; wsd holds, then falls linearly at the end.");
   v.field("warmup_steps", c.warmup_steps, at_least(0), "steps", "Linear rise from 0.");
   v.field("decay_fraction", c.decay_fraction, range(0, 1), "", "Share of the steps that wsd spends falling.");
-  v.field("final_lr_ratio", c.final_lr_ratio, range(0, 1), "", "Learning rate at the end, as a share of the peak.");
+  v.field("final_lr_ratio", c.final_lr_ratio, range(0, 1), "",
+          "Learning rate at the end, as a share of the peak.");
 }
 
 struct CheckpointConfig {
@@ -103,7 +109,10 @@ struct TrainSection {
   int64_t sample_every = 0;
   int64_t sample_tokens = 200;
   std::string sample_prompt = "\n";
+  double sample_temperature = 0.8;
   int64_t log_every = 10;
+  int64_t trace_first = 3;
+  int64_t trace_steps = 3;
 };
 
 template <class V>
@@ -113,17 +122,25 @@ void describe(V& v, TrainSection& c) {
   v.field("precision", c.precision, one_of({"fp32", "bf16"}), "", "Type of weights and activations.");
   v.field("sequence", c.sequence, range(2, 1 << 24), "tokens", "Tokens per sequence.");
   v.field("batch", c.batch, at_least(1), "sequences", "Sequences per optimizer step.");
-  v.field("micro_batch", c.micro_batch, at_least(0), "sequences", "Sequences per pass; must divide batch. 0: all.");
+  v.field("micro_batch", c.micro_batch, at_least(0), "sequences",
+          "Sequences per pass; must divide batch. 0: all.");
   v.field("recompute", c.recompute, one_of({"none", "selective", "full"}), "",
-          "Activations recomputed in the backward pass: none, those of the feed-forward layers, or whole blocks.");
+          "Activations recomputed in the backward pass: none, those of the feed-forward layers, or whole "
+          "blocks.");
   v.field("deterministic", c.deterministic, any(), "", "Only operators whose result is the same every time.");
-  v.field("max_skipped", c.max_skipped, at_least(1), "steps", "Stop after this many non-finite steps in a row.");
+  v.field("max_skipped", c.max_skipped, at_least(1), "steps",
+          "Stop after this many non-finite steps in a row.");
   v.field("eval_every", c.eval_every, at_least(0), "steps", "Interval of validation; 0: only at the end.");
   v.field("eval_batches", c.eval_batches, at_least(0), "", "Batches per validation; 0: the whole split.");
-  v.field("sample_every", c.sample_every, at_least(0), "steps", "Interval of text samples; 0: only at the end.");
+  v.field("sample_every", c.sample_every, at_least(0), "steps",
+          "Interval of text samples; 0: only at the end.");
   v.field("sample_tokens", c.sample_tokens, at_least(0), "tokens", "Length of a sample; 0: none.");
   v.field("sample_prompt", c.sample_prompt, any(), "", "Text that a sample continues.");
+  v.field("sample_temperature", c.sample_temperature, range(0, 100), "",
+          "Divides the logits before a sample's token is drawn; 0: always the likeliest.");
   v.field("log_every", c.log_every, at_least(1), "steps", "Interval of plain progress lines.");
+  v.field("trace_first", c.trace_first, at_least(1), "", "First step that --trace records.");
+  v.field("trace_steps", c.trace_steps, at_least(1), "steps", "How many steps --trace records.");
 }
 
 struct RunConfig {

@@ -1,0 +1,143 @@
+#include "config/validate.h"
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+
+#include "base/concat.h"
+#include "base/error.h"
+
+namespace moebius::config {
+namespace {
+
+class Rules {
+ public:
+  template <class... Parts>
+  void require(bool holds, const Parts&... parts) {
+    if (!holds) text_ += (text_.empty() ? "" : "\n") + concat(parts...);
+  }
+  void finish() const {
+    if (!text_.empty()) throw UserError(text_);
+  }
+
+ private:
+  std::string text_;
+};
+
+void check_attention(const ModelConfig& m, Rules& rules) {
+  rules.require(m.kv_heads <= m.heads && m.heads % m.kv_heads == 0, "model.heads is ", m.heads,
+                ", not a multiple of model.kv_heads (", m.kv_heads, "); set model.kv_heads to a divisor of ",
+                m.heads);
+  if (m.head_dim == 0) {
+    rules.require(m.dim % m.heads == 0, "model.dim is ", m.dim, ", not a multiple of model.heads (", m.heads,
+                  "); change one of them, or set model.head_dim");
+    const int64_t derived = m.dim / m.heads;
+    rules.require(m.dim % m.heads != 0 || derived % 2 == 0,
+                  "model.head_dim is 0, which makes it dim / heads = ", derived,
+                  "; rotary positions need an even number, set model.head_dim or change model.heads");
+  } else {
+    rules.require(m.head_dim % 2 == 0, "model.head_dim is ", m.head_dim,
+                  "; rotary positions need an even number, use ", m.head_dim + 1, " or ",
+                  std::max<int64_t>(m.head_dim - 1, 2));
+  }
+}
+
+void check_moe(const ModelConfig& m, Rules& rules) {
+  const MoeConfig& moe = m.moe;
+  for (const int64_t layer : moe.dense_layers) {
+    rules.require(layer < m.layers, "model.moe.dense_layers names layer ", layer, ", but model.layers is ",
+                  m.layers, "; layers count from 0 to ", m.layers - 1);
+  }
+  std::vector<int64_t> sorted = moe.dense_layers;
+  std::sort(sorted.begin(), sorted.end());
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  rules.require(twice == sorted.end(), "model.moe.dense_layers names layer ",
+                twice == sorted.end() ? 0 : *twice, " twice; name each layer once");
+  if (moe.experts == 0) return;
+  rules.require(moe.top_k <= moe.experts, "model.moe.top_k is ", moe.top_k, ", but there are only ",
+                moe.experts,
+                " experts (model.moe.experts); lower model.moe.top_k or raise model.moe.experts");
+  rules.require(
+      moe.score == "softmax" || moe.softmax_order == "before_topk",
+      "model.moe.softmax_order is 'after_topk', but model.moe.score is '", moe.score,
+      "', which has no softmax; remove model.moe.softmax_order or set model.moe.score to 'softmax'");
+  rules.require(moe.weight_scale > 0,
+                "model.moe.weight_scale is 0, which cuts the experts off; use a value above 0");
+  rules.require(moe.capacity_factor == 0 || moe.capacity_factor * static_cast<double>(moe.top_k) >= 0.01,
+                "model.moe.capacity_factor is ", moe.capacity_factor,
+                ", which drops nearly every token; use 1 or more, or 0 to never drop");
+}
+
+void check_data(const RunConfig& c, Rules& rules) {
+  const DataConfig& data = c.data;
+  rules.require(
+      data.synthetic || !data.files.empty(),
+      "data.files is empty; name at least one text file, or set data.synthetic = true for random tokens");
+  rules.require(!data.synthetic || data.files.empty(), "data.synthetic is true, but data.files names ",
+                data.files.size(), " file(s) that would not be read; remove one of the two");
+  rules.require(
+      !data.synthetic || c.model.vocab > 0,
+      "model.vocab is 0, but data.synthetic has no tokenizer to ask; set model.vocab, for example to 32000");
+  for (size_t i = 0; i < data.files.size(); ++i) {
+    rules.require(!data.files[i].empty(), "data.files[", i, "] is empty; name a file or remove the entry");
+  }
+  rules.require(data.weights.empty() || data.weights.size() == data.files.size(), "data.weights has ",
+                data.weights.size(), " value(s) for ", data.files.size(),
+                " file(s) in data.files; give one weight per file, or none");
+  rules.require(data.weights.empty() || std::accumulate(data.weights.begin(), data.weights.end(), 0.0) > 0,
+                "data.weights are all 0, so no source would be read; raise one of them");
+  rules.require(!data.tokenizer.empty(),
+                "data.tokenizer is empty; use 'bytes' or the path of a SentencePiece model");
+  rules.require(data.tokenizer != "bytes" || c.model.vocab == 0 || c.model.vocab >= 256 || data.synthetic,
+                "model.vocab is ", c.model.vocab,
+                ", fewer than the 256 bytes of data.tokenizer = 'bytes'; set model.vocab = 0 to let the "
+                "tokenizer decide");
+  rules.require(data.validation_file.empty() || !data.synthetic, "data.validation_file is '",
+                data.validation_file, "', but data.synthetic is true; remove one of the two");
+}
+
+void check_training(const RunConfig& c, Rules& rules) {
+  const TrainSection& train = c.train;
+  rules.require(
+      train.micro_batch <= train.batch && (train.micro_batch == 0 || train.batch % train.micro_batch == 0),
+      "train.batch is ", train.batch, ", not a multiple of train.micro_batch (", train.micro_batch,
+      "); set train.micro_batch to a divisor of ", train.batch, ", or to 0 for all at once");
+  rules.require(c.schedule.warmup_steps <= train.steps, "schedule.warmup_steps is ", c.schedule.warmup_steps,
+                ", but train.steps is ", train.steps, "; the warm-up must fit in the run, lower it");
+  const double decay_steps = c.schedule.decay_fraction * static_cast<double>(train.steps);
+  rules.require(c.schedule.kind != "wsd" || static_cast<double>(c.schedule.warmup_steps) + decay_steps <=
+                                                static_cast<double>(train.steps) + 1e-6,
+                "schedule.decay_fraction is ", c.schedule.decay_fraction, " of ", train.steps,
+                " steps, which overlaps the ", c.schedule.warmup_steps,
+                " steps of warm-up; lower it or schedule.warmup_steps");
+  const OptimizerConfig& optimizer = c.optimizer;
+  rules.require(optimizer.beta1 < 1,
+                "optimizer.beta1 is 1, so the first moment would never move; use 0.9, or less than 1");
+  rules.require(optimizer.beta2 < 1,
+                "optimizer.beta2 is 1, so the second moment would never move; use 0.95, or less than 1");
+  rules.require(
+      train.eval_every == 0 || c.data.synthetic || c.data.validation_fraction > 0 ||
+          !c.data.validation_file.empty(),
+      "train.eval_every is ", train.eval_every,
+      ", but there is no validation text; raise data.validation_fraction or name data.validation_file");
+}
+
+}  // namespace
+
+void validate_model(const ModelConfig& model) {
+  Rules rules;
+  check_attention(model, rules);
+  check_moe(model, rules);
+  rules.finish();
+}
+
+void validate(const RunConfig& config) {
+  Rules rules;
+  check_attention(config.model, rules);
+  check_moe(config.model, rules);
+  check_data(config, rules);
+  check_training(config, rules);
+  rules.finish();
+}
+
+}  // namespace moebius::config

@@ -1,0 +1,156 @@
+#include "config/validate.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "base/error.h"
+#include "base/test_folder.h"
+
+namespace moebius::config {
+namespace {
+
+RunConfig valid() {
+  RunConfig c;
+  c.data.files = {"a.txt"};
+  c.model.moe.experts = 8;
+  return c;
+}
+
+struct Broken {
+  std::function<void(RunConfig&)> change;
+  std::string message;
+};
+
+class Validate : public ::testing::TestWithParam<Broken> {};
+
+TEST_P(Validate, says_what_is_wrong_and_the_way_out) {
+  RunConfig c = valid();
+  EXPECT_NO_THROW(validate(c));
+  GetParam().change(c);
+  EXPECT_EQ(message_of<UserError>([&] { validate(c); }), GetParam().message);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Rules, Validate,
+    ::testing::Values(
+        Broken{
+            [](RunConfig& c) { c.model.kv_heads = 3; },
+            "model.heads is 4, not a multiple of model.kv_heads (3); set model.kv_heads to a divisor of 4"},
+        Broken{
+            [](RunConfig& c) { c.model.kv_heads = 8; },
+            "model.heads is 4, not a multiple of model.kv_heads (8); set model.kv_heads to a divisor of 4"},
+        Broken{
+            [](RunConfig& c) { c.model.dim = 130; },
+            "model.dim is 130, not a multiple of model.heads (4); change one of them, or set model.head_dim"},
+        Broken{
+            [](RunConfig& c) { c.model.dim = 12; },
+            "model.head_dim is 0, which makes it dim / heads = 3; rotary positions need an even number, set "
+            "model.head_dim or change model.heads"},
+        Broken{[](RunConfig& c) { c.model.head_dim = 33; },
+               "model.head_dim is 33; rotary positions need an even number, use 34 or 32"},
+        Broken{[](RunConfig& c) { c.model.moe.top_k = 9; },
+               "model.moe.top_k is 9, but there are only 8 experts (model.moe.experts); lower "
+               "model.moe.top_k or raise "
+               "model.moe.experts"},
+        Broken{[](RunConfig& c) {
+                 c.model.moe.dense_layers = {0, 4};
+               },
+               "model.moe.dense_layers names layer 4, but model.layers is 4; layers count from 0 to 3"},
+        Broken{[](RunConfig& c) {
+                 c.model.moe.dense_layers = {1, 0, 1};
+               },
+               "model.moe.dense_layers names layer 1 twice; name each layer once"},
+        Broken{[](RunConfig& c) {
+                 c.model.moe.score = "sigmoid";
+                 c.model.moe.softmax_order = "after_topk";
+               },
+               "model.moe.softmax_order is 'after_topk', but model.moe.score is 'sigmoid', which has no "
+               "softmax; remove "
+               "model.moe.softmax_order or set model.moe.score to 'softmax'"},
+        Broken{[](RunConfig& c) { c.model.moe.weight_scale = 0; },
+               "model.moe.weight_scale is 0, which cuts the experts off; use a value above 0"},
+        Broken{[](RunConfig& c) { c.model.moe.capacity_factor = 0.001; },
+               "model.moe.capacity_factor is 0.001, which drops nearly every token; use 1 or more, or 0 to "
+               "never drop"},
+        Broken{[](RunConfig& c) { c.data.files.clear(); },
+               "data.files is empty; name at least one text file, or set data.synthetic = true for random "
+               "tokens"},
+        Broken{[](RunConfig& c) {
+                 c.data.files.clear();
+                 c.data.synthetic = true;
+               },
+               "model.vocab is 0, but data.synthetic has no tokenizer to ask; set model.vocab, for example "
+               "to 32000"},
+        Broken{[](RunConfig& c) {
+                 c.data.synthetic = true;
+                 c.model.vocab = 100;
+               },
+               "data.synthetic is true, but data.files names 1 file(s) that would not be read; remove one of "
+               "the two"},
+        Broken{[](RunConfig& c) {
+                 c.data.weights = {1, 2};
+               },
+               "data.weights has 2 value(s) for 1 file(s) in data.files; give one weight per file, or none"},
+        Broken{[](RunConfig& c) { c.data.weights = {0}; },
+               "data.weights are all 0, so no source would be read; raise one of them"},
+        Broken{[](RunConfig& c) { c.data.files = {""}; },
+               "data.files[0] is empty; name a file or remove the entry"},
+        Broken{[](RunConfig& c) { c.data.tokenizer = ""; },
+               "data.tokenizer is empty; use 'bytes' or the path of a SentencePiece model"},
+        Broken{[](RunConfig& c) { c.model.vocab = 200; },
+               "model.vocab is 200, fewer than the 256 bytes of data.tokenizer = 'bytes'; set model.vocab = "
+               "0 to let the "
+               "tokenizer decide"},
+        Broken{[](RunConfig& c) { c.train.micro_batch = 3; },
+               "train.batch is 8, not a multiple of train.micro_batch (3); set train.micro_batch to a "
+               "divisor of 8, or to "
+               "0 for all at once"},
+        Broken{[](RunConfig& c) { c.schedule.warmup_steps = 1001; },
+               "schedule.warmup_steps is 1001, but train.steps is 1000; the warm-up must fit in the run, "
+               "lower it"},
+        Broken{[](RunConfig& c) {
+                 c.schedule.kind = "wsd";
+                 c.schedule.warmup_steps = 900;
+               },
+               "schedule.decay_fraction is 0.2 of 1000 steps, which overlaps the 900 steps of warm-up; lower "
+               "it or "
+               "schedule.warmup_steps"},
+        Broken{[](RunConfig& c) { c.optimizer.beta1 = 1; },
+               "optimizer.beta1 is 1, so the first moment would never move; use 0.9, or less than 1"},
+        Broken{[](RunConfig& c) { c.optimizer.beta2 = 1; },
+               "optimizer.beta2 is 1, so the second moment would never move; use 0.95, or less than 1"},
+        Broken{[](RunConfig& c) {
+                 c.train.eval_every = 100;
+                 c.data.validation_fraction = 0;
+               },
+               "train.eval_every is 100, but there is no validation text; raise data.validation_fraction or "
+               "name "
+               "data.validation_file"}));
+
+TEST(ValidateRun, all_broken_rules_are_reported) {
+  RunConfig c = valid();
+  c.model.head_dim = 33;
+  c.optimizer.beta1 = 1;
+  const auto text = message_of<UserError>([&] { validate(c); });
+  EXPECT_THAT(text, ::testing::HasSubstr("model.head_dim is 33"));
+  EXPECT_THAT(text, ::testing::HasSubstr("\noptimizer.beta1 is 1"));
+}
+
+TEST(ValidateRun, dense_models_ignore_the_router) {
+  RunConfig c = valid();
+  c.model.moe.experts = 0;
+  c.model.moe.top_k = 8;
+  EXPECT_NO_THROW(validate(c));
+}
+
+TEST(ValidateRun, the_model_alone_needs_no_data) {
+  RunConfig c;
+  EXPECT_NO_THROW(validate_model(c.model));
+  c.model.heads = 3;
+  EXPECT_THROW(validate_model(c.model), UserError);
+}
+
+}  // namespace
+}  // namespace moebius::config
