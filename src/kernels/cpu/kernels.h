@@ -1,0 +1,26 @@
+// The CPU's kernels, one per entry of the table. Contracts: kernels/api. Every one returns when its work is done,
+// uses the shared thread team (base/parallel.h), and gives the same bits for any number of threads.
+#pragma once
+
+#include "kernels/api/table.h"
+
+namespace moebius::kernels::cpu {
+
+void rms_norm_forward(const RmsNormForwardArgs&, Stream);
+void rms_norm_backward(const RmsNormBackwardArgs&, Stream);
+void rope_forward(const RopeForwardArgs&, Stream);
+void rope_backward(const RopeBackwardArgs&, Stream);
+void swiglu_forward(const SwigluForwardArgs&, Stream);
+void swiglu_backward(const SwigluBackwardArgs&, Stream);
+void route_forward(const RouteForwardArgs&, Stream);
+void route_backward(const RouteBackwardArgs&, Stream);
+void route_stats(const RouteStatsArgs&, Stream);
+void sort_by_expert(const SortByExpertArgs&, Stream);
+void gather_rows(const GatherRowsArgs&, Stream);
+void combine_rows(const CombineRowsArgs&, Stream);
+void grouped_gemm(const GroupedGemmArgs&, Stream);
+void cross_entropy(const CrossEntropyArgs&, Stream);
+void adamw(const AdamWArgs&, Stream);
+void sum_squares(const SumSquaresArgs&, Stream);
+
+}  // namespace moebius::kernels::cpu
