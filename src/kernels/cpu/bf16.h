@@ -10,11 +10,17 @@ struct Bf16 {
   uint16_t bits;
 };
 
-inline float to_float(float value) { return value; }
-inline float to_float(Bf16 value) { return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16); }
+inline float to_float(float value) {
+  return value;
+}
+inline float to_float(Bf16 value) {
+  return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
+}
 
 // Round to nearest even; NaN stays NaN.
-inline void from_float(float value, float& out) { out = value; }
+inline void from_float(float value, float& out) {
+  out = value;
+}
 inline void from_float(float value, Bf16& out) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const bool nan = value != value;

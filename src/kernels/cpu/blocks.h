@@ -1,5 +1,5 @@
-// Rows cut into blocks for sums over rows. The cut depends on the number of rows only, never on threads or timing, so
-// that partial sums added in the order of the blocks give the same bits every time.
+// Rows cut into blocks for sums over rows. The cut depends on the number of rows only, never on threads or
+// timing, so that partial sums added in the order of the blocks give the same bits every time.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +11,8 @@
 namespace moebius::kernels::cpu {
 
 struct Blocks {
-  int64_t rows;   // total
-  int64_t size;   // rows of each block but the last
+  int64_t rows;  // total
+  int64_t size;  // rows of each block but the last
   int64_t count;
   int64_t begin(int64_t block) const { return block * size; }
   int64_t end(int64_t block) const { return std::min(rows, (block + 1) * size); }
@@ -24,10 +24,14 @@ inline Blocks cut_rows(int64_t rows, int64_t least = 64, int64_t most_blocks = 3
 }
 
 // Runs body(first_block, last_block); whole blocks per thread.
-inline void parallel_blocks(const Blocks& blocks, RangeBody body) { parallel_for(0, blocks.count, 1, body); }
+inline void parallel_blocks(const Blocks& blocks, RangeBody body) {
+  parallel_for(0, blocks.count, 1, body);
+}
 
 // Rows that make one thread's share worth its start, for rows of `width` elements.
-inline int64_t row_grain(int64_t width) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1)); }
+inline int64_t row_grain(int64_t width) {
+  return std::max<int64_t>(1, 16384 / std::max<int64_t>(width, 1));
+}
 
 // out[i] = sum over blocks of partial[block * width + i], in the order of the blocks.
 inline void add_partials(const std::vector<float>& partial, int64_t count, int64_t width, float* out) {

@@ -1,8 +1,9 @@
-// The CPU's kernels, one per entry of the table. Contracts: kernels/api. Every one returns when its work is done,
-// uses the shared thread team (base/parallel.h), and gives the same bits for any number of threads.
+// The CPU's kernels, one per entry of the table. Contracts: kernels/api. Every one returns when its work is
+// done, uses the shared thread team (base/parallel.h), and gives the same bits for any number of threads.
 #pragma once
 
 #include "kernels/api/table.h"
+#include "kernels/cpu/grouped_gemm.h"
 
 namespace moebius::kernels::cpu {
 
@@ -18,7 +19,6 @@ void route_stats(const RouteStatsArgs&, Stream);
 void sort_by_expert(const SortByExpertArgs&, Stream);
 void gather_rows(const GatherRowsArgs&, Stream);
 void combine_rows(const CombineRowsArgs&, Stream);
-void grouped_gemm(const GroupedGemmArgs&, Stream);
 void cross_entropy(const CrossEntropyArgs&, Stream);
 void adamw(const AdamWArgs&, Stream);
 void sum_squares(const SumSquaresArgs&, Stream);

@@ -92,11 +92,12 @@ HWY_EXPORT(LossRows);
 void cross_entropy(const CrossEntropyArgs& args, Stream) {
   for (int64_t r = 0; r < args.num_rows; ++r) {
     const int64_t target = args.targets[r];
-    MOEBIUS_CHECK(target == kIgnoredTarget || (target >= 0 && target < args.vocab), "target ", target, " of row ", r,
-                  " is outside the vocabulary of ", args.vocab);
+    MOEBIUS_CHECK(target == kIgnoredTarget || (target >= 0 && target < args.vocab), "target ", target,
+                  " of row ", r, " is outside the vocabulary of ", args.vocab);
   }
-  parallel_for(0, args.num_rows, row_grain(args.vocab),
-               [&](int64_t begin, int64_t end) { HWY_DYNAMIC_DISPATCH(LossRows)(args, begin, end); });
+  parallel_for(0, args.num_rows, row_grain(args.vocab), [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(LossRows)(args, begin, end);
+  });
 }
 
 }  // namespace moebius::kernels::cpu

@@ -27,7 +27,8 @@ float square_sum(const T* x, const T* residual, T* sum, int64_t width) {
       s = as_stored(hn::Add(s, part.load(residual + i)), x);
       part.store(s, sum + i);
     }
-    const Vf swap = hn::MulAdd(s, s, even);  // two sums in turn, so that one addition need not wait for the last
+    const Vf swap =
+        hn::MulAdd(s, s, even);  // two sums in turn, so that one addition need not wait for the last
     even = odd;
     odd = swap;
   }
@@ -118,8 +119,7 @@ void rms_norm_backward(const RmsNormBackwardArgs& args, Stream) {
   const Blocks blocks = cut_rows(args.num_rows);
   std::vector<float> partial(static_cast<size_t>(blocks.count * args.width));
   parallel_blocks(blocks, [&](int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; ++b)
-      HWY_DYNAMIC_DISPATCH(BackwardRows)
+    for (int64_t b = first; b < last; ++b) HWY_DYNAMIC_DISPATCH(BackwardRows)
     (args, blocks.begin(b), blocks.end(b), partial.data() + b * args.width);
   });
   add_partials(partial, blocks.count, args.width, args.grad_weight);

@@ -25,7 +25,8 @@ void adamw_range(const AdamWArgs& a, const AdamWTensor& t, int64_t begin, int64_
   S* v_state = static_cast<S*>(t.v);
   const Vf grad_scale = hn::Set(d, *a.grad_scale);
   const Vf beta1 = hn::Set(d, a.beta1), beta2 = hn::Set(d, a.beta2);
-  const Vf rest1 = hn::Set(d, static_cast<float>(1.0 - a.beta1)), rest2 = hn::Set(d, static_cast<float>(1.0 - a.beta2));
+  const Vf rest1 = hn::Set(d, static_cast<float>(1.0 - a.beta1)),
+           rest2 = hn::Set(d, static_cast<float>(1.0 - a.beta2));
   const Vf root = hn::Set(d, static_cast<float>(1.0 / std::sqrt(static_cast<double>(a.correction2))));
   const Vf eps = hn::Set(d, a.eps);
   const Vf step = hn::Set(d, static_cast<float>(static_cast<double>(t.lr) / a.correction1));
@@ -47,12 +48,14 @@ void adamw_range(const AdamWArgs& a, const AdamWTensor& t, int64_t begin, int64_
 
 template <class P, class G>
 void adamw_state(const AdamWArgs& a, const AdamWTensor& t, int64_t begin, int64_t end) {
-  t.state_dtype == DType::f32 ? adamw_range<P, G, float>(a, t, begin, end) : adamw_range<P, G, Bf16>(a, t, begin, end);
+  t.state_dtype == DType::f32 ? adamw_range<P, G, float>(a, t, begin, end)
+                              : adamw_range<P, G, Bf16>(a, t, begin, end);
 }
 
 template <class P>
 void adamw_grad(const AdamWArgs& a, const AdamWTensor& t, int64_t begin, int64_t end) {
-  t.grad_dtype == DType::f32 ? adamw_state<P, float>(a, t, begin, end) : adamw_state<P, Bf16>(a, t, begin, end);
+  t.grad_dtype == DType::f32 ? adamw_state<P, float>(a, t, begin, end)
+                             : adamw_state<P, Bf16>(a, t, begin, end);
 }
 
 void AdamWRange(const AdamWArgs& a, const AdamWTensor& t, int64_t begin, int64_t end) {
@@ -106,7 +109,8 @@ HWY_AFTER_NAMESPACE();
 namespace moebius::kernels::cpu {
 namespace {
 
-// The whole list as pieces of at most kPiece elements, so that many small tensors and few large ones spread alike.
+// The whole list as pieces of at most kPiece elements, so that many small tensors and few large ones spread
+// alike.
 constexpr int64_t kPiece = 32768;
 
 struct Piece {

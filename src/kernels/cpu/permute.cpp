@@ -35,7 +35,8 @@ void combine_tokens(const CombineRowsArgs& a, int64_t begin, int64_t end) {
     for (int64_t i = 0; i < width; i += lanes()) {
       const Part part(width - i);
       Vf sum = add == nullptr ? hn::Zero(d) : part.load(add + i);
-      for (int64_t k = 0; k < count; ++k) sum = hn::MulAdd(hn::Set(d, weights[k]), part.load(rows[k] + i), sum);
+      for (int64_t k = 0; k < count; ++k)
+        sum = hn::MulAdd(hn::Set(d, weights[k]), part.load(rows[k] + i), sum);
       part.store(sum, out + i);
     }
   }
@@ -64,15 +65,17 @@ void gather_rows(const GatherRowsArgs& args, Stream) {
       if (slot < 0) {
         std::memset(rows + r * row_bytes, 0, static_cast<size_t>(row_bytes));
       } else {
-        std::memcpy(rows + r * row_bytes, src + slot / args.top_k * row_bytes, static_cast<size_t>(row_bytes));
+        std::memcpy(rows + r * row_bytes, src + slot / args.top_k * row_bytes,
+                    static_cast<size_t>(row_bytes));
       }
     }
   });
 }
 
 void combine_rows(const CombineRowsArgs& args, Stream) {
-  parallel_for(0, args.num_tokens, row_grain(args.width * args.top_k),
-               [&](int64_t begin, int64_t end) { HWY_DYNAMIC_DISPATCH(CombineTokens)(args, begin, end); });
+  parallel_for(0, args.num_tokens, row_grain(args.width * args.top_k), [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(CombineTokens)(args, begin, end);
+  });
 }
 
 }  // namespace moebius::kernels::cpu

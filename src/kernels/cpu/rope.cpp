@@ -16,8 +16,8 @@ HWY_BEFORE_NAMESPACE();
 namespace moebius::kernels::cpu {
 namespace HWY_NAMESPACE {
 
-// out[i], out[i + half] = the pair (x1, x2) turned by the position's angle, times the weights where there are any.
-// `out` may be `x`.
+// out[i], out[i + half] = the pair (x1, x2) turned by the position's angle, times the weights where there are
+// any. `out` may be `x`.
 template <class T>
 void rotate_head(const T* x, const T* weight, float scale, const float* cos_sin, int64_t half, T* out) {
   const Vf s = hn::Set(F32(), scale);
@@ -101,7 +101,8 @@ void RopeRows(const RopeForwardArgs& a, int64_t begin, int64_t end) {
   a.shape.dtype == DType::f32 ? rope_rows<float>(a, begin, end) : rope_rows<Bf16>(a, begin, end);
 }
 
-// Backward of the normalisation of one group. `turned`: fp32 gradient after the weights; weight gradients are added to.
+// Backward of the normalisation of one group. `turned`: fp32 gradient after the weights; weight gradients are
+// added to.
 template <class T>
 void norm_back(const T* x, const float* turned, const T* weight, float inv, int64_t width, T* grad,
                float* grad_weight) {
@@ -124,8 +125,8 @@ void norm_back(const T* x, const float* turned, const T* weight, float inv, int6
 
 // scratch: fp32 for the widest group. grad_q_weight, grad_k_weight: sums of these rows, added to.
 template <class T>
-void rope_back_rows(const RopeBackwardArgs& a, int64_t begin, int64_t end, float* scratch, float* grad_q_weight,
-                    float* grad_k_weight) {
+void rope_back_rows(const RopeBackwardArgs& a, int64_t begin, int64_t end, float* scratch,
+                    float* grad_q_weight, float* grad_k_weight) {
   const RopeShape& s = a.shape;
   const int64_t dim = s.head_dim, num_turned = s.num_heads + s.num_kv_heads;
   const int64_t row_width = (num_turned + s.num_kv_heads) * dim;
@@ -178,8 +179,9 @@ HWY_EXPORT(RopeBackRows);
 void rope_forward(const RopeForwardArgs& args, Stream) {
   const RopeShape& s = args.shape;
   const int64_t width = (s.num_heads + 2 * s.num_kv_heads) * s.head_dim;
-  parallel_for(0, s.num_tokens, row_grain(width),
-               [&](int64_t begin, int64_t end) { HWY_DYNAMIC_DISPATCH(RopeRows)(args, begin, end); });
+  parallel_for(0, s.num_tokens, row_grain(width), [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(RopeRows)(args, begin, end);
+  });
 }
 
 void rope_backward(const RopeBackwardArgs& args, Stream) {
@@ -197,7 +199,8 @@ void rope_backward(const RopeBackwardArgs& args, Stream) {
     std::vector<float> scratch(static_cast<size_t>(std::max(q_width, k_width)));
     for (int64_t b = first; b < last; ++b) {
       HWY_DYNAMIC_DISPATCH(RopeBackRows)
-      (args, blocks.begin(b), blocks.end(b), scratch.data(), normalised ? q_partial.data() + b * q_width : nullptr,
+      (args, blocks.begin(b), blocks.end(b), scratch.data(),
+       normalised ? q_partial.data() + b * q_width : nullptr,
        normalised ? k_partial.data() + b * k_width : nullptr);
     }
   });

@@ -63,8 +63,8 @@ HWY_INLINE void scale_by(const float* x, int64_t n, float factor, float* out) {
   }
 }
 
-// The top_k largest of x (+ bias), largest first, lower index first among equals. Whatever the values are (infinite or
-// not numbers) the choices are valid and differ.
+// The top_k largest of x (+ bias), largest first, lower index first among equals. Whatever the values are
+// (infinite or not numbers) the choices are valid and differ.
 HWY_INLINE void select_top(const float* x, const float* bias, int64_t n, int64_t top_k, int32_t* chosen) {
   const F32 d;
   ExpertBuffer keys;
@@ -137,8 +137,10 @@ void RouteRows(const RouteForwardArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-// Gradient of the chosen experts' scores (or, for softmax after top-k, of their logits) from that of the weights.
-HWY_INLINE void chosen_gradient(const RouteOptions& o, const float* values, const float* grad_weights, float* grad) {
+// Gradient of the chosen experts' scores (or, for softmax after top-k, of their logits) from that of the
+// weights.
+HWY_INLINE void chosen_gradient(const RouteOptions& o, const float* values, const float* grad_weights,
+                                float* grad) {
   if (!o.normalize && !o.softmax_after_topk) {
     for (int64_t k = 0; k < o.top_k; ++k) grad[k] = o.scale * grad_weights[k];
     return;
@@ -166,7 +168,8 @@ void RouteBackRows(const RouteBackwardArgs& a, int64_t begin, int64_t end) {
     const float* grad_probs =
         a.grad_probs == nullptr ? nullptr : a.grad_probs + (a.segments == nullptr ? 0 : a.segments[t]) * num;
 
-    // Scores, and their gradient from the balance loss: probs = scores (softmax) or scores / sum(scores) (sigmoid).
+    // Scores, and their gradient from the balance loss: probs = scores (softmax) or scores / sum(scores)
+    // (sigmoid).
     float sum = 1.0f;
     if (!softmax) sum = sigmoid_of(logits, num, scores.at) + kTiny;
     float balance = 0.0f;
@@ -276,8 +279,8 @@ namespace {
 
 void check_options(const RouteOptions& o) {
   MOEBIUS_CHECK(o.num_experts >= 1 && o.num_experts <= 1024, "experts: ", o.num_experts);
-  MOEBIUS_CHECK(o.top_k >= 1 && o.top_k <= 32 && o.top_k <= o.num_experts, "top_k: ", o.top_k, ", experts: ",
-                o.num_experts);
+  MOEBIUS_CHECK(o.top_k >= 1 && o.top_k <= 32 && o.top_k <= o.num_experts, "top_k: ", o.top_k,
+                ", experts: ", o.num_experts);
 }
 
 }  // namespace
@@ -289,17 +292,19 @@ HWY_EXPORT(StatsRows);
 void route_forward(const RouteForwardArgs& args, Stream) {
   check_options(args.options);
   parallel_for(0, args.options.num_tokens, row_grain(16 * args.options.num_experts),
-               [&](int64_t begin, int64_t end) { HWY_DYNAMIC_DISPATCH(RouteRows)(args, begin, end); });
+               [&](int64_t begin, int64_t end) { HWY_DYNAMIC_DISPATCH(RouteRows)
+                                                 (args, begin, end); });
 }
 
 void route_backward(const RouteBackwardArgs& args, Stream) {
   check_options(args.options);
   parallel_for(0, args.options.num_tokens, row_grain(8 * args.options.num_experts),
-               [&](int64_t begin, int64_t end) { HWY_DYNAMIC_DISPATCH(RouteBackRows)(args, begin, end); });
+               [&](int64_t begin, int64_t end) { HWY_DYNAMIC_DISPATCH(RouteBackRows)
+                                                 (args, begin, end); });
 }
 
-// Each block of tokens sums its segments by itself (segments ascend, so a block holds a few neighbours); the partial
-// sums are then added in the order of the blocks.
+// Each block of tokens sums its segments by itself (segments ascend, so a block holds a few neighbours); the
+// partial sums are then added in the order of the blocks.
 void route_stats(const RouteStatsArgs& args, Stream) {
   check_options(args.options);
   const int64_t num = args.options.num_experts;
@@ -320,18 +325,21 @@ void route_stats(const RouteStatsArgs& args, Stream) {
       const int64_t begin = blocks.begin(b), end = blocks.end(b);
       p.first_segment = segment_of(begin);
       const int64_t last_segment = segment_of(end - 1);
-      MOEBIUS_CHECK(p.first_segment >= 0 && p.first_segment <= last_segment && last_segment < args.num_segments,
-                    "segments of tokens ", begin, " to ", end - 1, ": ", p.first_segment, " to ", last_segment,
-                    " of ", args.num_segments);
+      MOEBIUS_CHECK(
+          p.first_segment >= 0 && p.first_segment <= last_segment && last_segment < args.num_segments,
+          "segments of tokens ", begin, " to ", end - 1, ": ", p.first_segment, " to ", last_segment, " of ",
+          args.num_segments);
       p.prob_sum.resize(static_cast<size_t>((last_segment - p.first_segment + 1) * num));
       p.counts.resize(p.prob_sum.size());
       for (int64_t t = begin; t < end;) {
         const int64_t segment = segment_of(t);
         int64_t next = t + 1;
         while (next < end && segment_of(next) == segment) ++next;
-        MOEBIUS_CHECK(segment >= p.first_segment && segment <= last_segment, "segments do not ascend at token ", t);
+        MOEBIUS_CHECK(segment >= p.first_segment && segment <= last_segment,
+                      "segments do not ascend at token ", t);
         const int64_t at = (segment - p.first_segment) * num;
-        p.entropy += HWY_DYNAMIC_DISPATCH(StatsRows)(args, t, next, p.prob_sum.data() + at, p.counts.data() + at);
+        p.entropy +=
+            HWY_DYNAMIC_DISPATCH(StatsRows)(args, t, next, p.prob_sum.data() + at, p.counts.data() + at);
         t = next;
       }
       for (int64_t t = begin; t < end; ++t) p.lse_sq += static_cast<double>(args.lse[t]) * args.lse[t];

@@ -101,7 +101,8 @@ int64_t count_valid(const int32_t* valid_rows, int64_t num_rows) {
 
 void zero_rows(void* data, int64_t begin, int64_t end, int64_t row_bytes) {
   if (data == nullptr || begin >= end) return;
-  std::memset(static_cast<char*>(data) + begin * row_bytes, 0, static_cast<size_t>((end - begin) * row_bytes));
+  std::memset(static_cast<char*>(data) + begin * row_bytes, 0,
+              static_cast<size_t>((end - begin) * row_bytes));
 }
 
 }  // namespace
@@ -111,15 +112,17 @@ HWY_EXPORT(SwigluBackRows);
 
 void swiglu_forward(const SwigluForwardArgs& args, Stream) {
   const int64_t valid = count_valid(args.valid_rows, args.num_rows);
-  parallel_for(0, valid, row_grain(args.width),
-               [&](int64_t begin, int64_t end) { HWY_DYNAMIC_DISPATCH(SwigluRows)(args, begin, end); });
+  parallel_for(0, valid, row_grain(args.width), [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(SwigluRows)(args, begin, end);
+  });
   zero_rows(args.out, valid, args.num_rows, args.width * size_of(args.dtype));
 }
 
 void swiglu_backward(const SwigluBackwardArgs& args, Stream) {
   const int64_t valid = count_valid(args.valid_rows, args.num_rows);
-  parallel_for(0, valid, row_grain(args.width),
-               [&](int64_t begin, int64_t end) { HWY_DYNAMIC_DISPATCH(SwigluBackRows)(args, begin, end); });
+  parallel_for(0, valid, row_grain(args.width), [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(SwigluBackRows)(args, begin, end);
+  });
   const int64_t row_bytes = args.width * size_of(args.dtype);
   zero_rows(args.grad_gate_up, valid, args.num_rows, 2 * row_bytes);
   zero_rows(args.act_scaled, valid, args.num_rows, row_bytes);

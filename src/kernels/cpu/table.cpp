@@ -1,0 +1,30 @@
+#include "kernels/api/table.h"
+
+#include "kernels/cpu/kernels.h"
+
+namespace moebius::kernels {
+
+const KernelTable& cpu_kernels() {
+  static constexpr KernelTable kTable = {
+      .name = "cpu",
+      .rms_norm_forward = cpu::rms_norm_forward,
+      .rms_norm_backward = cpu::rms_norm_backward,
+      .rope_forward = cpu::rope_forward,
+      .rope_backward = cpu::rope_backward,
+      .swiglu_forward = cpu::swiglu_forward,
+      .swiglu_backward = cpu::swiglu_backward,
+      .route_forward = cpu::route_forward,
+      .route_backward = cpu::route_backward,
+      .route_stats = cpu::route_stats,
+      .sort_by_expert = cpu::sort_by_expert,
+      .gather_rows = cpu::gather_rows,
+      .combine_rows = cpu::combine_rows,
+      .grouped_gemm = cpu::grouped_gemm,
+      .cross_entropy = cpu::cross_entropy,
+      .adamw = cpu::adamw,
+      .sum_squares = cpu::sum_squares,
+  };
+  return kTable;
+}
+
+}  // namespace moebius::kernels

@@ -1,0 +1,95 @@
+#include "ops/optimizer.h"
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+
+#include "base/check.h"
+#include "ops/device.h"
+
+namespace moebius::ops {
+
+at::Tensor global_norm(const std::vector<at::Tensor>& grads) {
+  if (grads.empty()) return at::zeros({}, at::kFloat);
+  const at::Device device = grads[0].device();
+  at::NoGradGuard no_grad;
+  std::vector<at::Tensor> kept;  // contiguous ones live until the kernel has been queued
+  std::vector<kernels::GradTensor> list;
+  kept.reserve(grads.size());
+  list.reserve(grads.size());
+  for (const at::Tensor& grad : grads) {
+    MOEBIUS_CHECK(grad.device() == device, "gradients on ", device, " and ", grad.device());
+    if (grad.numel() == 0) continue;
+    kept.push_back(grad.contiguous());
+    list.push_back({kept.back().const_data_ptr(), grad.numel(), kernel_dtype(grad)});
+  }
+  at::Tensor sum = at::zeros({}, at::TensorOptions(at::kFloat).device(device));
+  if (!list.empty()) {
+    kernels::SumSquaresArgs args{list, sum.mutable_data_ptr<float>()};
+    kernel_table(device).sum_squares(args, current_stream(device));
+  }
+  return sum.sqrt_();
+}
+
+at::Tensor clip_scale(const at::Tensor& norm, double max_norm) {
+  MOEBIUS_CHECK(norm.numel() == 1 && norm.scalar_type() == at::kFloat, "norm is ", norm.sizes(), " ",
+                norm.scalar_type());
+  at::NoGradGuard no_grad;
+  const at::Tensor zero_or_nan = norm - norm;  // infinity - infinity is not a number
+  if (max_norm == 0.0) return zero_or_nan + 1.0;
+  return norm.reciprocal().mul_(max_norm).clamp_max_(1.0).add_(zero_or_nan);
+}
+
+void adamw_step(const std::vector<AdamWState>& states, const AdamWOptions& options,
+                const at::Tensor& grad_scale) {
+  if (states.empty()) return;
+  const at::Device device = states[0].param.device();
+  MOEBIUS_CHECK_GE(options.step, 1);
+  MOEBIUS_CHECK(
+      grad_scale.numel() == 1 && grad_scale.scalar_type() == at::kFloat && grad_scale.device() == device,
+      "grad_scale is ", grad_scale.sizes(), " ", grad_scale.scalar_type(), " on ", grad_scale.device());
+  std::vector<at::Tensor> kept;
+  std::vector<kernels::AdamWTensor> list;
+  kept.reserve(states.size());
+  list.reserve(states.size());
+  for (const AdamWState& s : states) {
+    const at::Tensor& param = s.param;
+    for (const at::Tensor* t : {&s.param, &s.master, &s.grad, &s.m, &s.v}) {
+      if (t == &s.master && !t->defined()) continue;
+      MOEBIUS_CHECK(t->defined() && t->sizes() == param.sizes() && t->device() == device, "parameter ",
+                    param.sizes(), " on ", device, " with a tensor of ", t->sizes(), " on ", t->device());
+      MOEBIUS_CHECK(t == &s.grad || t->is_contiguous(),
+                    "a parameter or its state is not contiguous: ", t->sizes());
+    }
+    MOEBIUS_CHECK(!s.master.defined() || s.master.scalar_type() == at::kFloat, "master is ",
+                  s.master.scalar_type());
+    MOEBIUS_CHECK(s.m.scalar_type() == s.v.scalar_type(), "moments are ", s.m.scalar_type(), " and ",
+                  s.v.scalar_type());
+    if (param.numel() == 0) continue;
+    kept.push_back(s.grad.contiguous());
+    list.push_back({.param = param.mutable_data_ptr(),
+                    .master = s.master.defined() ? s.master.mutable_data_ptr<float>() : nullptr,
+                    .grad = kept.back().const_data_ptr(),
+                    .m = s.m.mutable_data_ptr(),
+                    .v = s.v.mutable_data_ptr(),
+                    .size = param.numel(),
+                    .lr = static_cast<float>(s.lr),
+                    .weight_decay = static_cast<float>(s.weight_decay),
+                    .param_dtype = kernel_dtype(param),
+                    .grad_dtype = kernel_dtype(s.grad),
+                    .state_dtype = kernel_dtype(s.m)});
+  }
+  if (list.empty()) return;
+  const double step = static_cast<double>(options.step);
+  kernels::AdamWArgs args{};
+  args.tensors = list;
+  args.beta1 = static_cast<float>(options.beta1);
+  args.beta2 = static_cast<float>(options.beta2);
+  args.eps = static_cast<float>(options.eps);
+  args.correction1 = static_cast<float>(1.0 - std::pow(options.beta1, step));
+  args.correction2 = static_cast<float>(1.0 - std::pow(options.beta2, step));
+  args.grad_scale = grad_scale.const_data_ptr<float>();
+  kernel_table(device).adamw(args, current_stream(device));
+}
+
+}  // namespace moebius::ops

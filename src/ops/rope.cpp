@@ -1,0 +1,170 @@
+#include "ops/rope.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cmath>
+
+#include "base/check.h"
+#include "ops/device.h"
+
+namespace moebius::ops {
+namespace {
+
+using kernels::QkNorm;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+kernels::RopeShape kernel_shape(const at::Tensor& qkv, const RopeOptions& options) {
+  return {qkv.size(0),      options.num_heads, options.num_kv_heads,
+          options.head_dim, options.norm,      static_cast<float>(options.eps),
+          kernel_dtype(qkv)};
+}
+
+const void* data_or_null(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr() : nullptr;
+}
+
+class QkNormRope : public Function<QkNormRope> {
+ public:
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& qkv, const at::Tensor& q_weight,
+                            const at::Tensor& k_weight, const at::Tensor& positions,
+                            const at::Tensor& cos_sin, const RopeOptions& options) {
+    const kernels::RopeShape shape = kernel_shape(qkv, options);
+    const bool normalised = options.norm != QkNorm::none;
+    at::Tensor out = at::empty_like(qkv);
+    at::Tensor inv_rms;
+    if (normalised)
+      inv_rms = at::empty({shape.num_tokens, shape.num_norm_groups()}, qkv.options().dtype(at::kFloat));
+    if (qkv.numel() > 0) {
+      kernels::RopeForwardArgs args{};
+      args.shape = shape;
+      args.qkv_in = qkv.const_data_ptr();
+      args.qkv_out = out.mutable_data_ptr();
+      args.q_weight = data_or_null(q_weight);
+      args.k_weight = data_or_null(k_weight);
+      args.inv_rms = normalised ? inv_rms.mutable_data_ptr<float>() : nullptr;
+      args.positions = positions.const_data_ptr<int32_t>();
+      args.cos_sin = cos_sin.const_data_ptr<float>();
+      kernel_table(qkv.device()).rope_forward(args, current_stream(qkv.device()));
+    }
+    // Without normalisation the rotation needs only the angles to be undone.
+    ctx->save_for_backward(
+        {normalised ? qkv : at::Tensor(), q_weight, k_weight, positions, cos_sin, inv_rms});
+    ctx->saved_data["heads"] = options.num_heads;
+    ctx->saved_data["kv_heads"] = options.num_kv_heads;
+    ctx->saved_data["head_dim"] = options.head_dim;
+    ctx->saved_data["norm"] = static_cast<int64_t>(options.norm);
+    ctx->saved_data["eps"] = options.eps;
+    ctx->set_materialize_grads(false);
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    if (!grads[0].defined()) return variable_list(6);
+    const variable_list saved = ctx->get_saved_variables();
+    const at::Tensor &qkv = saved[0], &q_weight = saved[1], &k_weight = saved[2], &inv_rms = saved[5];
+    RopeOptions options;
+    options.num_heads = ctx->saved_data["heads"].toInt();
+    options.num_kv_heads = ctx->saved_data["kv_heads"].toInt();
+    options.head_dim = ctx->saved_data["head_dim"].toInt();
+    options.norm = static_cast<QkNorm>(ctx->saved_data["norm"].toInt());
+    options.eps = ctx->saved_data["eps"].toDouble();
+    const bool normalised = options.norm != QkNorm::none;
+
+    const at::Tensor grad_out = grads[0].contiguous();
+    at::Tensor grad_in = at::empty_like(grad_out);
+    at::Tensor grad_q, grad_k;
+    if (normalised) {
+      grad_q = at::empty(q_weight.sizes(), q_weight.options().dtype(at::kFloat));
+      grad_k = at::empty(k_weight.sizes(), k_weight.options().dtype(at::kFloat));
+    }
+    if (grad_out.numel() > 0) {
+      kernels::RopeBackwardArgs args{};
+      args.shape = kernel_shape(grad_out, options);
+      args.qkv_in = data_or_null(qkv);
+      args.grad_out = grad_out.const_data_ptr();
+      args.grad_in = grad_in.mutable_data_ptr();
+      args.q_weight = data_or_null(q_weight);
+      args.k_weight = data_or_null(k_weight);
+      args.inv_rms = normalised ? inv_rms.const_data_ptr<float>() : nullptr;
+      args.grad_q_weight = normalised ? grad_q.mutable_data_ptr<float>() : nullptr;
+      args.grad_k_weight = normalised ? grad_k.mutable_data_ptr<float>() : nullptr;
+      args.positions = saved[3].const_data_ptr<int32_t>();
+      args.cos_sin = saved[4].const_data_ptr<float>();
+      kernel_table(grad_out.device()).rope_backward(args, current_stream(grad_out.device()));
+    } else if (normalised) {
+      grad_q.zero_();
+      grad_k.zero_();
+    }
+    if (normalised) {
+      grad_q = grad_q.to(q_weight.scalar_type());
+      grad_k = grad_k.to(k_weight.scalar_type());
+    }
+    return {grad_in, grad_q, grad_k, {}, {}, {}};
+  }
+};
+
+void check_weight(const char* name, const at::Tensor& weight, int64_t size, const at::Tensor& qkv) {
+  MOEBIUS_CHECK(weight.defined() && weight.dim() == 1 && weight.size(0) == size, name,
+                " of the norm must have ", size, " elements");
+  MOEBIUS_CHECK(weight.scalar_type() == qkv.scalar_type() && weight.device() == qkv.device(), name, " is ",
+                weight.scalar_type(), " on ", weight.device(), ", qkv is ", qkv.scalar_type(), " on ",
+                qkv.device());
+}
+
+}  // namespace
+
+at::Tensor rope_table(int64_t num_positions, int64_t head_dim, double theta, at::Device device) {
+  MOEBIUS_CHECK(head_dim % 2 == 0 && num_positions >= 0, "head_dim ", head_dim, ", positions ",
+                num_positions);
+  const int64_t half = head_dim / 2;
+  at::Tensor table = at::empty({num_positions, head_dim}, at::kFloat);
+  float* row = table.mutable_data_ptr<float>();
+  std::vector<double> frequency(static_cast<size_t>(half));
+  for (int64_t i = 0; i < half; ++i)
+    frequency[static_cast<size_t>(i)] =
+        std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
+  for (int64_t p = 0; p < num_positions; ++p, row += head_dim) {
+    for (int64_t i = 0; i < half; ++i) {
+      const double angle = static_cast<double>(p) * frequency[static_cast<size_t>(i)];
+      row[i] = static_cast<float>(std::cos(angle));
+      row[half + i] = static_cast<float>(std::sin(angle));
+    }
+  }
+  return table.to(device);
+}
+
+at::Tensor qk_norm_rope(const at::Tensor& qkv_TC, const at::Tensor& q_weight, const at::Tensor& k_weight,
+                        const at::Tensor& positions_T, const at::Tensor& cos_sin_PD,
+                        const RopeOptions& options) {
+  const int64_t columns = (options.num_heads + 2 * options.num_kv_heads) * options.head_dim;
+  MOEBIUS_CHECK(options.num_heads >= 1 && options.num_kv_heads >= 1 && options.head_dim >= 2 &&
+                    options.head_dim % 2 == 0,
+                "heads ", options.num_heads, ", kv heads ", options.num_kv_heads, ", head dim ",
+                options.head_dim);
+  MOEBIUS_CHECK(qkv_TC.dim() == 2 && qkv_TC.size(1) == columns, "qkv is ", qkv_TC.sizes(), ", expected (T, ",
+                columns, ")");
+  MOEBIUS_CHECK(positions_T.dim() == 1 && positions_T.size(0) == qkv_TC.size(0) &&
+                    positions_T.scalar_type() == at::kInt,
+                "positions are ", positions_T.sizes(), " ", positions_T.scalar_type(), " for qkv ",
+                qkv_TC.sizes());
+  MOEBIUS_CHECK(cos_sin_PD.dim() == 2 && cos_sin_PD.size(1) == options.head_dim &&
+                    cos_sin_PD.scalar_type() == at::kFloat && cos_sin_PD.is_contiguous(),
+                "the table of angles is ", cos_sin_PD.sizes(), " ", cos_sin_PD.scalar_type());
+  MOEBIUS_CHECK(positions_T.device() == qkv_TC.device() && cos_sin_PD.device() == qkv_TC.device(),
+                "qkv is on ", qkv_TC.device(), ", positions on ", positions_T.device(), ", angles on ",
+                cos_sin_PD.device());
+  if (options.norm == QkNorm::none) {
+    return QkNormRope::apply(qkv_TC.contiguous(), at::Tensor(), at::Tensor(), positions_T.contiguous(),
+                             cos_sin_PD, options);
+  }
+  const bool full = options.norm == QkNorm::full;
+  check_weight("q_weight", q_weight, options.head_dim * (full ? options.num_heads : 1), qkv_TC);
+  check_weight("k_weight", k_weight, options.head_dim * (full ? options.num_kv_heads : 1), qkv_TC);
+  return QkNormRope::apply(qkv_TC.contiguous(), q_weight.contiguous(), k_weight.contiguous(),
+                           positions_T.contiguous(), cos_sin_PD, options);
+}
+
+}  // namespace moebius::ops
