@@ -28,9 +28,12 @@ const void* data_or_null(const at::Tensor& tensor) {
 
 class QkNormRope : public Function<QkNormRope> {
  public:
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& qkv, const at::Tensor& q_weight,
-                            const at::Tensor& k_weight, const at::Tensor& positions,
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& qkv,
+                            const std::optional<at::Tensor>& q_weight_or,
+                            const std::optional<at::Tensor>& k_weight_or, const at::Tensor& positions,
                             const at::Tensor& cos_sin, const RopeOptions& options) {
+    const at::Tensor q_weight = q_weight_or.value_or(at::Tensor()),
+                     k_weight = k_weight_or.value_or(at::Tensor());
     const kernels::RopeShape shape = kernel_shape(qkv, options);
     const bool normalised = options.norm != QkNorm::none;
     at::Tensor out = at::empty_like(qkv);
@@ -157,14 +160,15 @@ at::Tensor qk_norm_rope(const at::Tensor& qkv_TC, const at::Tensor& q_weight, co
                 "qkv is on ", qkv_TC.device(), ", positions on ", positions_T.device(), ", angles on ",
                 cos_sin_PD.device());
   if (options.norm == QkNorm::none) {
-    return QkNormRope::apply(qkv_TC.contiguous(), at::Tensor(), at::Tensor(), positions_T.contiguous(),
-                             cos_sin_PD, options);
+    return QkNormRope::apply(qkv_TC.contiguous(), std::optional<at::Tensor>(), std::optional<at::Tensor>(),
+                             positions_T.contiguous(), cos_sin_PD, options);
   }
   const bool full = options.norm == QkNorm::full;
   check_weight("q_weight", q_weight, options.head_dim * (full ? options.num_heads : 1), qkv_TC);
   check_weight("k_weight", k_weight, options.head_dim * (full ? options.num_kv_heads : 1), qkv_TC);
-  return QkNormRope::apply(qkv_TC.contiguous(), q_weight.contiguous(), k_weight.contiguous(),
-                           positions_T.contiguous(), cos_sin_PD, options);
+  return QkNormRope::apply(qkv_TC.contiguous(), std::optional<at::Tensor>(q_weight.contiguous()),
+                           std::optional<at::Tensor>(k_weight.contiguous()), positions_T.contiguous(),
+                           cos_sin_PD, options);
 }
 
 }  // namespace moebius::ops

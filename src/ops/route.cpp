@@ -33,9 +33,11 @@ const int32_t* ints_or_null(const at::Tensor& tensor) {
 // Outputs: weights, experts, aux loss, z loss, counts, entropy.
 class Route : public Function<Route> {
  public:
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& logits, const at::Tensor& bias,
-                               const at::Tensor& segments, int64_t num_segments,
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& logits,
+                               const std::optional<at::Tensor>& bias_or,
+                               const std::optional<at::Tensor>& segments_or, int64_t num_segments,
                                const RouteOptions& options) {
+    const at::Tensor bias = bias_or.value_or(at::Tensor()), segments = segments_or.value_or(at::Tensor());
     const int64_t num_tokens = logits.size(0), num_experts = logits.size(1), top_k = options.top_k;
     const auto f32 = logits.options();
     at::Tensor probs = at::empty_like(logits);
@@ -169,8 +171,9 @@ void check_input(const at::Tensor& logits, const at::Tensor& bias, const at::Ten
 Routing route(const at::Tensor& logits_TE, const at::Tensor& bias_E, const at::Tensor& segments_T,
               int64_t num_segments, const RouteOptions& options) {
   check_input(logits_TE, bias_E, segments_T, num_segments, options);
-  const at::Tensor bias = bias_E.defined() ? bias_E.detach().contiguous() : at::Tensor();
-  const at::Tensor segments = segments_T.defined() ? segments_T.contiguous() : at::Tensor();
+  std::optional<at::Tensor> bias, segments;  // an operator of autograd takes no undefined tensor
+  if (bias_E.defined()) bias = bias_E.detach().contiguous();
+  if (segments_T.defined()) segments = segments_T.contiguous();
   const variable_list out = Route::apply(logits_TE.contiguous(), bias, segments, num_segments, options);
 
   const int64_t num_experts = logits_TE.size(1), num_slots = logits_TE.size(0) * options.top_k;

@@ -14,7 +14,7 @@ struct RouteOptions {
   int64_t top_k;        // K, at most 32
   Score score;
   bool softmax_after_topk;  // softmax over the K chosen logits instead of all E (softmax score only)
-  bool normalize;           // weights divided by their sum over the K
+  bool normalize;           // weights divided by their sum over the K (plus 1e-20, for vanishing sigmoids)
   float scale;              // weights multiplied by this, last
 };
 
@@ -23,7 +23,10 @@ struct RouteForwardArgs {
   const float* logits;  // (T, E)
   const float* bias;    // (E) added to the scores for selection only, or null (loss-free balancing)
   float* probs;         // (T, E) out: softmax(logits), or sigmoid(logits) / sum over E of sigmoid(logits)
-  int32_t* experts;     // (T, K) out, by descending selection score; equal scores: lower index first
+  // (T, K) out, by descending selection score, equal ones by index. The selection score is the logit itself without a
+  // bias (the same order as the scores, free of their rounding), score + bias with one. Infinities and NaN (which
+  // counts as the lowest value) still give K different experts.
+  int32_t* experts;
   float* weights;       // (T, K) out
   float* lse;           // (T) out: logsumexp of the logits (for the z-loss)
 };
