@@ -80,7 +80,7 @@ class Builder {
   // A document or, where the tokenizer allows, a part of one that ends after a line feed.
   struct Piece {
     std::string_view text;
-    bool ends_document;
+    bool starts_document, ends_document;
   };
   // Neighbouring pieces that one thread encodes.
   struct Task {
@@ -98,13 +98,15 @@ class Builder {
   }
 
   void add_document(std::string_view text) {
+    bool starts = true;
     while (text.size() > kTaskBytes && build_.tokenizer->separable_at_newlines()) {
       const size_t newline = text.find('\n', kTaskBytes);
       if (newline == text.npos || newline + 1 == text.size()) break;
-      add_piece({text.substr(0, newline + 1), false});
+      add_piece({text.substr(0, newline + 1), starts, false});
+      starts = false;
       text.remove_prefix(newline + 1);
     }
-    add_piece({text, true});
+    add_piece({text, starts, true});
   }
 
   void add_piece(Piece piece) {
@@ -126,7 +128,11 @@ class Builder {
     parallel_tasks(static_cast<int64_t>(tasks.size()), [&](int64_t t, int64_t) {
       Task& task = tasks[t];
       for (size_t i = task.first; i < task.last; ++i) {
-        tokenizer.encode(pieces_[i].text, task.ids);
+        if (pieces_[i].starts_document) {
+          tokenizer.encode(pieces_[i].text, task.ids);
+        } else {
+          tokenizer.encode_continued(pieces_[i].text, task.ids);
+        }
         if (pieces_[i].ends_document && tokenizer.document_end_id() >= 0) {
           task.ids.push_back(tokenizer.document_end_id());
         }
@@ -239,6 +245,7 @@ void CorpusWriter::finish(CorpusInfo info) {
 
 void build_corpus(const CorpusBuild& build) {
   check_files(build);
+  remove_stale_temporaries(fs::absolute(build.prefix).parent_path());
   Builder(build).run();
 }
 

@@ -1,5 +1,7 @@
 #include "data/corpus_builder.h"
 
+#include <sentencepiece_trainer.h>
+
 #include <chrono>
 
 #include "data/test_files.h"
@@ -34,16 +36,36 @@ fs::path small_model(const TemporaryFolder& folder) {
   return training.out;
 }
 
+// As the models of Llama and Mistral are: a space is put before the text, white space is kept.
+fs::path model_with_dummy_prefix(const TemporaryFolder& folder) {
+  const std::string text = read_file(source_file("examples/data/tinyshakespeare.txt")).substr(0, 40000);
+  const auto input = write_text(folder / "train.txt", text);
+  const auto status =
+      sentencepiece::SentencePieceTrainer::Train({{"input", input.string()},
+                                                  {"model_prefix", (folder / "prefixed").string()},
+                                                  {"model_type", "bpe"},
+                                                  {"vocab_size", "500"},
+                                                  {"byte_fallback", "true"},
+                                                  {"normalization_rule_name", "identity"},
+                                                  {"remove_extra_whitespaces", "false"},
+                                                  {"minloglevel", "2"}});
+  EXPECT_TRUE(status.ok()) << status.ToString();
+  return folder / "prefixed.model";
+}
+
 TEST(CorpusBuilder, long_text_in_parallel_pieces_gives_the_tokens_of_the_whole) {
   const TemporaryFolder folder;
   std::string text = read_file(source_file("examples/data/tinyshakespeare.txt")).substr(0, 900000);
-  for (const auto& tokenizer : {make_bytes_tokenizer(), load_sentencepiece(small_model(folder))}) {
+  for (const auto& tokenizer : {make_bytes_tokenizer(), load_sentencepiece(small_model(folder)),
+                                load_sentencepiece(model_with_dummy_prefix(folder))}) {
+    ASSERT_TRUE(tokenizer->separable_at_newlines());
     CorpusBuild build = build_of(folder, text);
     build.tokenizer = tokenizer;
     build_corpus(build);
     std::vector<int32_t> expected = tokenizer->encode(text);
     if (tokenizer->document_end_id() >= 0) expected.push_back(tokenizer->document_end_id());
     EXPECT_TRUE(all_tokens(build.prefix) == expected);
+    EXPECT_EQ(tokenizer->decode(expected), text);
     EXPECT_EQ(Corpus::open(build.prefix)->num_documents(), 1);
   }
 }
@@ -153,6 +175,20 @@ TEST(CorpusBuilder, bad_text_is_a_user_error_and_leaves_the_corpus_that_was_ther
             "no text file was given to build a corpus from; name at least one");
   EXPECT_EQ(read_file(bin_path(build.prefix)), before);
   EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 3) << "no temporary file is left";
+}
+
+TEST(CorpusBuilder, a_full_disk_leaves_the_corpus_that_was_there) {
+  const TemporaryFolder folder;
+  CorpusBuild build = build_of(folder, "good text");
+  build_corpus(build);
+  write_text(build.files[0], std::string(100000, 'x'));
+  {
+    const ScopedDiskLimit full(5000);
+    EXPECT_NE(user_error([&] { build_corpus(build); }).find(bin_path(build.prefix).string()),
+              std::string::npos);
+  }
+  EXPECT_EQ(Corpus::open(build.prefix)->num_tokens(), 9);
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 4) << "no temporary file is left";
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// The only file that sees libsentencepiece. The distribution's library carries its own copy of protobuf-lite
-// with visible symbols; libtorch hides its copy, so the two do not meet (docs/architecture.md, "Third-party
-// libraries").
+// The only file that sees libsentencepiece. The distribution's library carries (or links) protobuf-lite with
+// visible symbols; libtorch hides its own copy. Of the symbols that both define, only inline templates are
+// left (compared with nm for torch 2.11.0 and SentencePiece 0.1.97), so both can live in one process.
 #include <sentencepiece_processor.h>
 #include <sentencepiece_trainer.h>
 
@@ -69,6 +69,7 @@ class SentencePieceTokenizer : public Tokenizer {
     }
     const auto pieces = processor_.EncodeAsPieces("a");
     has_dummy_prefix_ = !pieces.empty() && std::string_view(pieces.front()).starts_with(kSpaceSymbol);
+    num_newline_ids_ = encode("\n").size();
     separable_ = !newline_inside_ && separates(" a \n", "\n") && separates(" a \n", "  b c  ") &&
                  separates("\n", " \t");
   }
@@ -82,17 +83,24 @@ class SentencePieceTokenizer : public Tokenizer {
   }
 
   bool separable_at_newlines() const override { return separable_; }
+  void encode_continued(std::string_view text, std::vector<int32_t>& ids) const override {
+    if (!has_dummy_prefix_) return encode(text, ids);
+    const std::vector<int32_t> all = encode("\n" + std::string(text));  // the prefix goes to the line feed
+    ids.insert(ids.end(), all.begin() + num_newline_ids_, all.end());
+  }
 
  private:
-  // Whether normalisation leaves the two halves alone: no prefix, no trimming, the line feed kept.
+  // Whether normalisation leaves the two halves alone: no trimming, the line feed kept.
   bool separates(const std::string& a, const std::string& b) const {
     std::vector<int32_t> parts = encode(a);
-    encode(b, parts);
+    if (encode("\n" + b).size() < num_newline_ids_) return false;
+    encode_continued(b, parts);
     return encode(a + b) == parts && decode(parts) == a + b;
   }
 
   sentencepiece::SentencePieceProcessor processor_;
   bool newline_inside_ = false;
+  size_t num_newline_ids_ = 0;  // of a text that is one line feed
   bool separable_ = false;
 };
 

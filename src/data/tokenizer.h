@@ -35,9 +35,11 @@ class Tokenizer {
   virtual void encode(std::string_view text, std::vector<int32_t>& ids) const = 0;
   std::vector<int32_t> encode(std::string_view text) const;
 
-  // True when encode(a + b) == encode(a) + encode(b) whenever b begins after a line feed, so that long texts
-  // may be encoded line by line, in parallel.
+  // True when encode(a + b) == encode(a) + encode_continued(b) for every a that ends with a line feed, so
+  // that long texts may be encoded in parts, in parallel.
   virtual bool separable_at_newlines() const = 0;
+  // Appends the ids that `text` has after a line feed: as encode, but without a dummy prefix.
+  virtual void encode_continued(std::string_view text, std::vector<int32_t>& ids) const { encode(text, ids); }
 
   // The text of `ids`, byte for byte (byte pieces give their byte, special tokens nothing), which need not be
   // well-formed UTF-8: see StreamDecoder and to_valid_utf8. Ids outside the vocabulary are a CHECK.
