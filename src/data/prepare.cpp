@@ -78,7 +78,9 @@ Sources open_sources(const config::DataConfig& config, const fs::path& default_c
     auto corpus = open_source(file, sources.tokenizer, cache_dir, progress);
     const int64_t num_tokens = corpus->num_tokens();
     const auto num_train = static_cast<int64_t>(static_cast<double>(num_tokens) * train_share);
-    const double weight = config.weights.empty() ? static_cast<double>(num_train) : config.weights[i];
+    // A source without a training token keeps a weight, so that the sampler refuses it by name.
+    const double by_size = static_cast<double>(std::max<int64_t>(num_train, 1));
+    const double weight = config.weights.empty() ? by_size : config.weights[i];
     const std::string name = concat("data.files[", i, "] (", file, ")");
     sources.train.push_back({corpus, {0, num_train}, weight, name});
     sources.train_tokens += num_train;

@@ -136,6 +136,19 @@ TEST_F(Prepare, user_errors_name_the_field_the_value_and_the_way_out) {
             "for random tokens)");
 }
 
+TEST_F(Prepare, a_text_shorter_than_one_sequence_is_a_user_error) {
+  config.files = {write_text(folder / "tiny.txt", "a").string()};
+  const Sources sources = open();
+  const auto make = [&] {
+    make_training_batches(config, sources,
+                          {.seed = 1, .sequence = 256, .batch = 1, .micro_batch = 1, .vocab_size = 256});
+  };
+  EXPECT_EQ(user_error(make), "data.files[0] (" + config.files[0] +
+                                  ") has 0 training tokens, but train.sequence is 256 and one sequence needs "
+                                  "257; lower train.sequence, "
+                                  "give more text, or join short files to one corpus (moebius data build)");
+}
+
 TEST_F(Prepare, synthetic_data_opens_nothing) {
   config.synthetic = true;
   config.files = {"no such file"};

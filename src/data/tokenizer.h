@@ -42,10 +42,11 @@ class Tokenizer {
   virtual void encode_continued(std::string_view text, std::vector<int32_t>& ids) const { encode(text, ids); }
 
   // The text of `ids`, byte for byte (byte pieces give their byte, special tokens nothing), which need not be
-  // well-formed UTF-8: see StreamDecoder and to_valid_utf8. Ids outside the vocabulary are a CHECK.
+  // well-formed UTF-8: see StreamDecoder and to_valid_utf8.
   std::string decode(std::span<const int32_t> ids) const;
 
-  // What one token stands for inside a text; empty for special tokens.
+  // What one token stands for inside a text; empty for special tokens. Ids from vocab_size() on, which a
+  // model with more rows than the tokenizer has tokens can produce, stand for U+FFFD.
   std::string_view token_bytes(int32_t id) const;
 
   // True when encoding puts a space before the text that decoding takes away again (SentencePiece's dummy

@@ -50,6 +50,7 @@ TEST(StreamDecoder, never_cuts_a_character) {
   for (const int32_t id : tokenizer->encode("é🙂x")) parts.push_back(decoder.push(id));
   EXPECT_EQ(parts, (std::vector<std::string>{"", "é", "", "", "", "🙂", "x"}));
   EXPECT_EQ(decoder.finish(), "");
+  EXPECT_EQ(decoder.push(300), "\uFFFD") << "an id that only the model has";
 }
 
 TEST(StreamDecoder, replaces_bytes_that_cannot_become_a_character) {
