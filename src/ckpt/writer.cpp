@@ -1,0 +1,202 @@
+#include "ckpt/writer.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <numeric>
+#include <system_error>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/units.h"
+#include "ckpt/folder.h"
+#include "ckpt/manifest.h"
+#include "ckpt/text.h"
+
+namespace moebius::ckpt {
+namespace {
+
+namespace fs = std::filesystem;
+
+// One file to be written, and where its tensors come from.
+struct PlannedShard {
+  std::string file;
+  size_t group;
+  SafetensorsLayout layout;
+  std::vector<const PendingTensor*> tensors;  // in file order
+};
+
+struct Plan {
+  Manifest manifest;  // checksums still missing
+  std::vector<PlannedShard> shards;
+  uint64_t num_bytes = 0;
+};
+
+void check_group_name(const std::string& name) {
+  const bool good = !name.empty() && name.size() <= 64 && std::all_of(name.begin(), name.end(), [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_';
+  });
+  MOEBIUS_CHECK(good, "group name ", in_quotes(name), " is not made of a-z, 0-9 and '_'");
+}
+
+// Cuts the tensors of a group, by name, into runs of at most `shard_bytes`.
+std::vector<std::vector<const PendingTensor*>> cut(const PendingGroup& group, int64_t shard_bytes) {
+  std::vector<const PendingTensor*> sorted;
+  for (const PendingTensor& tensor : group.tensors) sorted.push_back(&tensor);
+  std::sort(sorted.begin(), sorted.end(),
+            [](const PendingTensor* a, const PendingTensor* b) { return a->spec.name < b->spec.name; });
+  for (size_t i = 1; i < sorted.size(); ++i) {
+    MOEBIUS_CHECK(sorted[i - 1]->spec.name != sorted[i]->spec.name, "two tensors of group ", group.name,
+                  " are named ", in_quotes(sorted[i]->spec.name));
+  }
+  std::vector<std::vector<const PendingTensor*>> shards;
+  uint64_t filled = 0;
+  for (const PendingTensor* tensor : sorted) {
+    const uint64_t num_bytes = tensor->spec.num_bytes().value_or(0);
+    if (shards.empty() || filled + num_bytes > static_cast<uint64_t>(shard_bytes)) {
+      shards.emplace_back();
+      filled = 0;
+    }
+    shards.back().push_back(tensor);
+    filled += num_bytes;
+  }
+  return shards;
+}
+
+Plan make_plan(const CheckpointMeta& meta, std::span<const PendingGroup> groups, const SaveOptions& options) {
+  MOEBIUS_CHECK_GE(meta.step, 0);
+  MOEBIUS_CHECK_GE(options.keep, 1);
+  MOEBIUS_CHECK_GE(options.shard_bytes, 1);
+  Plan plan;
+  plan.manifest.step = meta.step;
+  plan.manifest.config = meta.config;
+  plan.manifest.state_json = meta.state_json;
+  std::vector<size_t> order(groups.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return groups[a].name < groups[b].name; });
+  for (const size_t g : order) {
+    const PendingGroup& group = groups[g];
+    check_group_name(group.name);
+    MOEBIUS_CHECK(plan.manifest.groups.empty() || plan.manifest.groups.back().name != group.name,
+                  "two groups are named ", group.name);
+    ManifestGroup& entry = plan.manifest.groups.emplace_back();
+    entry.name = group.name;
+    const auto shards = cut(group, options.shard_bytes);
+    for (size_t i = 0; i < shards.size(); ++i) {
+      char number[64];
+      std::snprintf(number, sizeof number, "-%05zu-of-%05zu.safetensors", i + 1, shards.size());
+      PlannedShard shard{group.name + number, g, {}, {}};
+      std::vector<TensorSpec> specs;
+      for (const PendingTensor* tensor : shards[i]) specs.push_back(tensor->spec);
+      shard.layout = layout_safetensors(specs, {{"format", "pt"}});
+      for (const size_t source : shard.layout.source) shard.tensors.push_back(shards[i][source]);
+      for (const TensorEntry& tensor : shard.layout.tensors) {
+        entry.tensors.push_back({tensor.spec, plan.manifest.shards.size(), tensor.begin});
+      }
+      plan.num_bytes += shard.layout.file_bytes;
+      plan.manifest.shards.push_back({shard.file, group.name, shard.layout.file_bytes, 0});
+      plan.shards.push_back(std::move(shard));
+    }
+    std::sort(entry.tensors.begin(), entry.tensors.end(),
+              [](const ManifestTensor& a, const ManifestTensor& b) { return a.spec.name < b.spec.name; });
+  }
+  return plan;
+}
+
+// Returns the checksum of the whole file.
+uint64_t write_shard(const fs::path& path, const PlannedShard& shard) {
+  AtomicFile file(path, static_cast<int64_t>(shard.layout.file_bytes));
+  Hasher hasher;
+  std::string gathered;  // small pieces travel together
+  constexpr size_t kGatherBytes = size_t{1} << 18;
+  const auto flush = [&] {
+    file.write(gathered);
+    gathered.clear();
+  };
+  const ByteSink sink = [&](std::span<const std::byte> bytes) {
+    hasher.update(bytes);
+    if (gathered.size() + bytes.size() > kGatherBytes) flush();
+    if (bytes.size() >= kGatherBytes) {
+      file.write(bytes);
+    } else {
+      gathered.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    }
+  };
+  sink(std::as_bytes(std::span(shard.layout.head)));
+  for (size_t i = 0; i < shard.tensors.size(); ++i) {
+    uint64_t emitted = 0;
+    shard.tensors[i]->emit([&](std::span<const std::byte> bytes) {
+      emitted += bytes.size();
+      sink(bytes);
+    });
+    MOEBIUS_CHECK_EQ(emitted, shard.layout.tensors[i].num_bytes, "bytes of tensor ",
+                     shard.tensors[i]->spec.name);
+  }
+  flush();
+  file.commit();
+  return hasher.digest();
+}
+
+// "The previous checkpoint '…' is intact."
+std::string survivor(const fs::path& run_dir) {
+  const std::vector<int64_t> steps = list_steps(run_dir);
+  if (steps.empty()) return "There is no earlier checkpoint in this run.";
+  return concat("The previous checkpoint '", step_dir(run_dir, steps.front()).string(), "' is intact.");
+}
+
+// Removes the unfinished folder unless it was published.
+struct Unfinished {
+  fs::path path;
+  ~Unfinished() {
+    std::error_code ignored;
+    if (!path.empty()) fs::remove_all(path, ignored);
+  }
+};
+
+}  // namespace
+
+fs::path write_checkpoint(const fs::path& run_dir, const CheckpointMeta& meta,
+                          std::span<const PendingGroup> groups, const SaveOptions& options) {
+  Plan plan = make_plan(meta, groups, options);
+  const fs::path target = step_dir(run_dir, meta.step);
+  try {
+    make_folders(checkpoints_dir(run_dir));
+    const int64_t free = free_bytes(checkpoints_dir(run_dir));
+    if (plan.num_bytes > static_cast<uint64_t>(std::max<int64_t>(free, 0))) {
+      throw_user_error("the disk is full: ", format_bytes(static_cast<int64_t>(plan.num_bytes)), " needed, ",
+                       format_bytes(free), " free in '", checkpoints_dir(run_dir).string(),
+                       "'; free some space, lower checkpoint.keep or choose another run folder");
+    }
+    Unfinished unfinished{checkpoints_dir(run_dir) /
+                          concat(".tmp-", target.filename().string().substr(5), "-", ::getpid())};
+    remove_tree(unfinished.path);
+    make_folders(unfinished.path);
+    for (size_t i = 0; i < plan.shards.size(); ++i) {
+      plan.manifest.shards[i].xxh3 = write_shard(unfinished.path / plan.shards[i].file, plan.shards[i]);
+    }
+    const std::string manifest = manifest_text(plan.manifest);
+    if (manifest.size() > kMaxManifestBytes) {
+      throw_user_error("its manifest would have ", format_bytes(static_cast<int64_t>(manifest.size())),
+                       ", more than ", format_bytes(static_cast<int64_t>(kMaxManifestBytes)),
+                       "; store less in the config and state");
+    }
+    write_file_atomic(unfinished.path / kManifestFile, manifest);
+    publish_folder(unfinished.path, target);
+    unfinished.path.clear();
+  } catch (const UserError& error) {
+    throw_user_error("checkpoint of step ", meta.step, " (",
+                     format_bytes(static_cast<int64_t>(plan.num_bytes)), ") was not saved: ", error.what(),
+                     ". ", survivor(run_dir));
+  } catch (const fs::filesystem_error& error) {
+    throw_user_error("checkpoint of step ", meta.step, " was not saved: ", error.what(), ". ",
+                     survivor(run_dir));
+  }
+  prune(run_dir, meta.step, options.keep);
+  return target;
+}
+
+}  // namespace moebius::ckpt
