@@ -23,7 +23,7 @@ std::string cuda_version_text(int version) {
 // One line "  label      text" of the text report.
 std::string line(const std::string& label, const std::string& text) {
   char padded[24];
-  std::snprintf(padded, sizeof padded, "  %-14s", label.c_str());
+  std::snprintf(padded, sizeof padded, "  %-16s", label.c_str());
   return concat(padded, text, "\n");
 }
 
@@ -221,7 +221,7 @@ std::string to_text(const DoctorReport& report) {
   }
   for (size_t i = 0; i < report.nvml.gpus.size(); ++i)
     text += line(concat("GPU ", i), gpu_text(report.nvml.gpus[i]));
-  if (report.nvml.gpus.empty()) text += line("none", report.nvml.why);
+  if (report.nvml.gpus.empty()) text += line("GPU", "none (see below)");
   text += line("CUDA plug-in", plugin_text(report.plugin));
 
   text += "\nLibraries\n";

@@ -182,7 +182,7 @@ RaplProbe probe_rapl(const std::filesystem::path& powercap) {
     rapl.why =
         "the kernel shows no RAPL counter: usual in virtual machines and containers; on own hardware load "
         "the "
-        "module with: sudo modprobe intel_rapl_common";
+        "module with: sudo modprobe intel_rapl_msr";
   }
   return rapl;
 }

@@ -10,9 +10,9 @@
 
 namespace moebius::ops {
 
-// Loads libmoebius_cuda.so when an NVIDIA driver is present, before any tensor exists (libtorch remembers "no CUDA"
-// from its first operator on). Call once, first thing in main. Never throws; `why` tells what was missing.
-// The plug-in is looked for beside the binary, in ../lib/moebius, and at MOEBIUS_CUDA_PLUGIN.
+// Loads libmoebius_cuda.so when an NVIDIA driver is present, before any tensor exists (libtorch remembers "no
+// CUDA" from its first operator on). Call once, first thing in main. Never throws; `why` tells what was
+// missing. The plug-in is looked for beside the binary, in ../lib/moebius, and at MOEBIUS_CUDA_PLUGIN.
 struct PluginStatus {
   const kernels::Plugin* plugin = nullptr;  // null: CPU only
   std::string path;                         // where it was found, or empty

@@ -1,5 +1,5 @@
-// Output layer and cross-entropy in one operator over chunks of tokens: the (T, V) logits never exist whole, and the
-// gradients of both inputs are made in the same pass, so nothing of size V x T is kept or recomputed.
+// Output layer and cross-entropy in one operator over chunks of tokens: the (T, V) logits never exist whole,
+// and the gradients of both inputs are made in the same pass, so nothing of size V x T is kept or recomputed.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,9 +8,10 @@ namespace moebius::ops {
 
 // h_TD, weight_VD of one dtype; targets_T int64 with kernels::kIgnoredTarget for "no loss here".
 // Returns the sum of the token losses times `scale` (fp32 scalar, differentiable in h and weight); pass
-// scale = 1 / (number of targets of the whole optimizer step). `token_loss_T`, when not null, receives the fp32
-// unscaled losses (detached). No gradient is computed when grad mode is off.
-at::Tensor linear_cross_entropy(const at::Tensor& h_TD, const at::Tensor& weight_VD, const at::Tensor& targets_T,
-                                double scale, at::Tensor* token_loss_T = nullptr);
+// scale = 1 / (number of targets of the whole optimizer step). `token_loss_T`, when not null, receives the
+// fp32 unscaled losses (detached). No gradient is computed when grad mode is off.
+at::Tensor linear_cross_entropy(const at::Tensor& h_TD, const at::Tensor& weight_VD,
+                                const at::Tensor& targets_T, double scale,
+                                at::Tensor* token_loss_T = nullptr);
 
 }  // namespace moebius::ops

@@ -1,5 +1,5 @@
-// RMSNorm with autograd. Shapes: x_RD any leading dims, contiguous; weight_D of the same dtype (fp32 or bf16).
-// Statistics in fp32. (Zhang & Sennrich 2019)
+// RMSNorm with autograd. Shapes: x_RD any leading dims, contiguous; weight_D of the same dtype (fp32 or
+// bf16). Statistics in fp32. (Zhang & Sennrich 2019)
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -17,7 +17,7 @@ struct AdamWState {
   at::Tensor param;   // fp32 or bf16, updated in place
   at::Tensor master;  // fp32, or undefined
   at::Tensor grad;
-  at::Tensor m, v;    // fp32 or bf16
+  at::Tensor m, v;  // fp32 or bf16
   double lr;
   double weight_decay;
 };
@@ -27,8 +27,9 @@ struct AdamWOptions {
   int64_t step;  // from 1
 };
 
-// One AdamW step on every entry (kernels/api/optimizer.h has the formula). grad_scale: fp32 scalar tensor from
-// clip_scale(); when it is not finite nothing changes.
-void adamw_step(const std::vector<AdamWState>& states, const AdamWOptions& options, const at::Tensor& grad_scale);
+// One AdamW step on every entry (kernels/api/optimizer.h has the formula). grad_scale: fp32 scalar tensor
+// from clip_scale(); when it is not finite nothing changes.
+void adamw_step(const std::vector<AdamWState>& states, const AdamWOptions& options,
+                const at::Tensor& grad_scale);
 
 }  // namespace moebius::ops

@@ -1,4 +1,5 @@
-// Query/key normalisation and rotary positions on the fused projection, with autograd. See kernels/api/rope.h.
+// Query/key normalisation and rotary positions on the fused projection, with autograd. See
+// kernels/api/rope.h.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,6 +22,7 @@ at::Tensor rope_table(int64_t num_positions, int64_t head_dim, double theta, at:
 // qkv_TC: (T, (H + 2 Hk) * head_dim). q_weight, k_weight undefined when norm is none. positions_T int32.
 // Returns the same shape: normalised and rotated queries and keys, values as they came.
 at::Tensor qk_norm_rope(const at::Tensor& qkv_TC, const at::Tensor& q_weight, const at::Tensor& k_weight,
-                        const at::Tensor& positions_T, const at::Tensor& cos_sin_PD, const RopeOptions& options);
+                        const at::Tensor& positions_T, const at::Tensor& cos_sin_PD,
+                        const RopeOptions& options);
 
 }  // namespace moebius::ops

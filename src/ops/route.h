@@ -20,21 +20,21 @@ struct RouteOptions {
 
 // What the experts, the losses and the statistics need to know. Sizes never depend on the choices.
 struct Routing {
-  at::Tensor weights_TK;   // fp32, differentiable
-  at::Tensor experts_TK;   // int32
-  at::Tensor order_R;      // int32, slot (t*K + k) of each row, sorted by expert; -1 in the unused tail
-  at::Tensor inverse_R;    // int32, row of each slot; -1 when dropped
-  at::Tensor offsets_E1;   // int32, rows of expert e are [offsets[e], offsets[e+1])
-  at::Tensor aux_loss;     // fp32 scalar, differentiable: E * sum_e f_e * P_e, mean over segments (1 when even)
-  at::Tensor z_loss;       // fp32 scalar, differentiable: mean over tokens of logsumexp(logits)^2
-  at::Tensor counts_E;     // fp32, slots chosen per expert before dropping (detached)
-  at::Tensor entropy;      // fp32 scalar, mean entropy of the router probabilities in nats (detached)
+  at::Tensor weights_TK;  // fp32, differentiable
+  at::Tensor experts_TK;  // int32
+  at::Tensor order_R;     // int32, slot (t*K + k) of each row, sorted by expert; -1 in the unused tail
+  at::Tensor inverse_R;   // int32, row of each slot; -1 when dropped
+  at::Tensor offsets_E1;  // int32, rows of expert e are [offsets[e], offsets[e+1])
+  at::Tensor aux_loss;  // fp32 scalar, differentiable: E * sum_e f_e * P_e, mean over segments (1 when even)
+  at::Tensor z_loss;    // fp32 scalar, differentiable: mean over tokens of logsumexp(logits)^2
+  at::Tensor counts_E;  // fp32, slots chosen per expert before dropping (detached)
+  at::Tensor entropy;   // fp32 scalar, mean entropy of the router probabilities in nats (detached)
 };
 
-// logits_TE fp32; bias_E fp32 or undefined, added for selection only; segments_T int32 ascending segment number of
-// each token, or undefined for one segment; num_segments their count.
-// Balance loss: Fedus et al. 2021 (Switch) with f_e = share of the T*K slots; z-loss: Zoph et al. 2022 (ST-MoE);
-// selection bias: Wang et al. 2024 (loss-free balancing).
+// logits_TE fp32; bias_E fp32 or undefined, added for selection only; segments_T int32 ascending segment
+// number of each token, or undefined for one segment; num_segments their count. Balance loss: Fedus et al.
+// 2021 (Switch) with f_e = share of the T*K slots; z-loss: Zoph et al. 2022 (ST-MoE); selection bias: Wang et
+// al. 2024 (loss-free balancing).
 Routing route(const at::Tensor& logits_TE, const at::Tensor& bias_E, const at::Tensor& segments_T,
               int64_t num_segments, const RouteOptions& options);
 

@@ -1,7 +1,7 @@
-// Matrix products of the experts on the CPU: G groups of rows, each with its own weight matrix. One group makes it a
-// plain dense product. (On the GPU the products are libtorch's grouped operator; this entry is null there.)
-// Accumulation in fp32 whatever the dtype; bf16 uses the processor's dot-product instruction where it has one.
-// Rows at or past offsets[G] are left unwritten in the outputs that have rows.
+// Matrix products of the experts on the CPU: G groups of rows, each with its own weight matrix. One group
+// makes it a plain dense product. (On the GPU the products are libtorch's grouped operator; this entry is
+// null there.) Accumulation in fp32 whatever the dtype; bf16 uses the processor's dot-product instruction
+// where it has one. Rows at or past offsets[G] are left unwritten in the outputs that have rows.
 #pragma once
 
 #include "kernels/api/types.h"
@@ -11,7 +11,8 @@ namespace moebius::kernels {
 enum class GroupedGemmKind : uint8_t {
   forward,      // out(R, N)    = a(R, K)    x b(G, N, K)^T   per group of rows
   input_grad,   // out(R, K)    = a(R, N)    x b(G, N, K)
-  weight_grad,  // out(G, N, K) = a(R, N)^T  x b(R, K)        per group of rows; empty groups give zeros (or keep
+  weight_grad,  // out(G, N, K) = a(R, N)^T  x b(R, K)        per group of rows; empty groups give zeros (or
+                // keep
                 //                what is there when accumulating)
 };
 
@@ -25,7 +26,8 @@ struct GroupedGemmArgs {
   int64_t num_rows;        // R
   int64_t n;               // N
   int64_t k;               // K
-  // Gathered operands: row r of the operand is row (index[r] / index_divisor) of the tensor given. Null: row r.
+  // Gathered operands: row r of the operand is row (index[r] / index_divisor) of the tensor given. Null: row
+  // r.
   const int32_t* a_index;  // (R)
   const int32_t* b_index;  // (R), weight_grad only
   int64_t index_divisor;   // experts per token; 1 when the index holds row numbers

@@ -16,7 +16,7 @@ struct CrossEntropyArgs {
   void* grad_logits;       // (R, V) out, may be logits; or null when only the loss is wanted
   const float* scale;      // pointer to one float (device memory for device kernels)
   int64_t num_rows;
-  int64_t vocab;           // V
+  int64_t vocab;  // V
   DType dtype;
 };
 

@@ -12,12 +12,12 @@ namespace moebius::kernels {
 //   w = w - lr * decay * w - lr * (m / c1) / (sqrt(v / c2) + eps),   c_i = 1 - b_i^step
 // w is `master` where given (and `param` its rounding), else `param`. Arithmetic in fp32.
 struct AdamWTensor {
-  void* param;        // (n) param_dtype
-  float* master;      // (n), or null
-  const void* grad;   // (n) grad_dtype
-  void* m;            // (n) state_dtype
-  void* v;            // (n) state_dtype
-  int64_t size;       // n
+  void* param;       // (n) param_dtype
+  float* master;     // (n), or null
+  const void* grad;  // (n) grad_dtype
+  void* m;           // (n) state_dtype
+  void* v;           // (n) state_dtype
+  int64_t size;      // n
   float lr;
   float weight_decay;
   DType param_dtype, grad_dtype, state_dtype;
@@ -37,8 +37,8 @@ struct GradTensor {
   DType dtype;
 };
 
-// out[0] = sum of squares of all elements (fp32 inputs are squared and summed in at least fp32 with a fixed order);
-// not finite when any element is not.
+// out[0] = sum of squares of all elements (fp32 inputs are squared and summed in at least fp32 with a fixed
+// order); not finite when any element is not.
 struct SumSquaresArgs {
   std::span<const GradTensor> tensors;
   float* out;

@@ -1,5 +1,6 @@
-// What libmoebius_cuda.so offers to the binary: its kernels and the few device services that are not tensor operators.
-// The binary finds it by name, checks `abi_version`, and never links it (docs/architecture.md, "The CUDA plug-in").
+// What libmoebius_cuda.so offers to the binary: its kernels and the few device services that are not tensor
+// operators. The binary finds it by name, checks `abi_version`, and never links it (docs/architecture.md,
+// "The CUDA plug-in").
 #pragma once
 
 #include <cstddef>
@@ -36,7 +37,8 @@ struct Plugin {
   void (*reset_peak_memory)(int device);
   Stream (*current_stream)(int device);  // libtorch's current stream, a cudaStream_t
   void (*synchronize)(int device);
-  // Chooses the backend of scaled-dot-product attention for the process: cuDNN first where it supports the shape.
+  // Chooses the backend of scaled-dot-product attention for the process: cuDNN first where it supports the
+  // shape.
   void (*prefer_cudnn_attention)(bool on);
 };
 

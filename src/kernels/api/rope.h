@@ -1,7 +1,8 @@
 // Rotary positions with optional query/key normalisation, on the fused projection.
 // (Su et al. 2021, "RoFormer"; half-split pairing: element i of a head turns with element i + head_dim/2)
-// A row of qkv holds H query heads, then Hk key heads, then Hk value heads, each of head_dim elements. Queries and
-// keys are first RMS-normalised (if asked), then rotated; values are copied. qkv_out may be qkv_in when norm is none.
+// A row of qkv holds H query heads, then Hk key heads, then Hk value heads, each of head_dim elements.
+// Queries and keys are first RMS-normalised (if asked), then rotated; values are copied. qkv_out may be
+// qkv_in when norm is none.
 #pragma once
 
 #include "kernels/api/types.h"
@@ -30,24 +31,24 @@ struct RopeShape {
 
 struct RopeForwardArgs {
   RopeShape shape;
-  const void* qkv_in;        // (T, (H + 2 Hk) * head_dim)
-  void* qkv_out;             // same shape, out
-  const void* q_weight;      // see QkNorm; null when norm is none
+  const void* qkv_in;    // (T, (H + 2 Hk) * head_dim)
+  void* qkv_out;         // same shape, out
+  const void* q_weight;  // see QkNorm; null when norm is none
   const void* k_weight;
   float* inv_rms;            // (T, num_norm_groups) out; null when norm is none
   const int32_t* positions;  // (T)
-  const float* cos_sin;      // (P, head_dim) fp32: head_dim/2 cosines, then head_dim/2 sines, of each position
+  const float* cos_sin;  // (P, head_dim) fp32: head_dim/2 cosines, then head_dim/2 sines, of each position
 };
 
 struct RopeBackwardArgs {
   RopeShape shape;
-  const void* qkv_in;        // what the forward read; null when norm is none
-  const void* grad_out;      // (T, (H + 2 Hk) * head_dim)
-  void* grad_in;             // out; may be grad_out
+  const void* qkv_in;    // what the forward read; null when norm is none
+  const void* grad_out;  // (T, (H + 2 Hk) * head_dim)
+  void* grad_in;         // out; may be grad_out
   const void* q_weight;
   const void* k_weight;
   const float* inv_rms;
-  float* grad_q_weight;      // fp32, overwritten; null when norm is none
+  float* grad_q_weight;  // fp32, overwritten; null when norm is none
   float* grad_k_weight;
   const int32_t* positions;
   const float* cos_sin;

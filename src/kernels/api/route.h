@@ -1,5 +1,6 @@
 // Routing: scores, selection and weights of K experts per token, and the order of rows by expert.
-// All of it fp32 and int32; deterministic; no host synchronisation on a device; sizes do not depend on the routing.
+// All of it fp32 and int32; deterministic; no host synchronisation on a device; sizes do not depend on the
+// routing.
 #pragma once
 
 #include "kernels/api/types.h"
@@ -23,15 +24,16 @@ struct RouteForwardArgs {
   const float* logits;  // (T, E)
   const float* bias;    // (E) added to the scores for selection only, or null (loss-free balancing)
   float* probs;         // (T, E) out: softmax(logits), or sigmoid(logits) / sum over E of sigmoid(logits)
-  // (T, K) out, by descending selection score, equal ones by index. The selection score is the logit itself without a
-  // bias (the same order as the scores, free of their rounding), score + bias with one. Infinities and NaN (which
-  // counts as the lowest value) still give K different experts.
+  // (T, K) out, by descending selection score, equal ones by index. The selection score is the logit itself
+  // without a bias (the same order as the scores, free of their rounding), score + bias with one. Infinities
+  // and NaN (which counts as the lowest value) still give K different experts.
   int32_t* experts;
-  float* weights;       // (T, K) out
-  float* lse;           // (T) out: logsumexp of the logits (for the z-loss)
+  float* weights;  // (T, K) out
+  float* lse;      // (T) out: logsumexp of the logits (for the z-loss)
 };
 
-// Gradient of the logits from three sources: the weights, a linear function of probs (balance loss), and lse^2.
+// Gradient of the logits from three sources: the weights, a linear function of probs (balance loss), and
+// lse^2.
 struct RouteBackwardArgs {
   RouteOptions options;
   const float* logits;
@@ -60,8 +62,9 @@ struct RouteStatsArgs {
   float* lse_sq_sum;        // (1) out
 };
 
-// Stable counting sort of the T*K slots (slot = t*K + k) by expert. With `capacity` >= 0, slots past the first
-// `capacity` of an expert are dropped: they take no row. Rows: kept slots by (expert, slot); offsets[E] of them.
+// Stable counting sort of the T*K slots (slot = t*K + k) by expert. With `capacity` >= 0, slots past the
+// first `capacity` of an expert are dropped: they take no row. Rows: kept slots by (expert, slot); offsets[E]
+// of them.
 struct SortByExpertArgs {
   const int32_t* experts;  // (T*K) in [0, E)
   int64_t num_slots;       // T*K

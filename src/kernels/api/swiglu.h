@@ -10,15 +10,16 @@ namespace moebius::kernels {
 struct SwigluForwardArgs {
   const void* gate_up;        // (R, 2F)
   void* out;                  // (R, F) out
-  const int32_t* valid_rows;  // pointer (device memory for device kernels) to the number of rows that count, or
-                              // null for all; rows past it are written as zeros
-  int64_t num_rows;           // R
-  int64_t width;              // F
+  const int32_t* valid_rows;  // pointer (device memory for device kernels) to the number of rows that count,
+                              // or null for all; rows past it are written as zeros
+  int64_t num_rows;  // R
+  int64_t width;     // F
   DType dtype;
 };
 
 // The routed-experts form multiplies each row by its router weight w after the down projection; with
-// g = (gradient after the weight) x W_down = `grad_out`, the three results below need no stored expert output:
+// g = (gradient after the weight) x W_down = `grad_out`, the three results below need no stored expert
+// output:
 //   grad_gate_up = dswiglu(gate_up, w * g);  act_scaled = w * act;  grad_row_scale = sum_f g[f] * act[f].
 struct SwigluBackwardArgs {
   const void* gate_up;        // (R, 2F)

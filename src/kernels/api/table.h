@@ -1,4 +1,5 @@
-// One table of kernels per device. The CPU's is always there; the CUDA plug-in brings its own when it is loaded.
+// One table of kernels per device. The CPU's is always there; the CUDA plug-in brings its own when it is
+// loaded.
 #pragma once
 
 #include "kernels/api/grouped_gemm.h"
@@ -12,8 +13,8 @@
 
 namespace moebius::kernels {
 
-// Every entry: arguments are checked by the caller (ops); on a device the call is asynchronous on `stream` and the
-// memory that the arguments point to must stay valid until the stream has passed it.
+// Every entry: arguments are checked by the caller (ops); on a device the call is asynchronous on `stream`
+// and the memory that the arguments point to must stay valid until the stream has passed it.
 struct KernelTable {
   const char* name;
   void (*rms_norm_forward)(const RmsNormForwardArgs&, Stream);

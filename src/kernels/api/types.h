@@ -9,7 +9,9 @@ namespace moebius::kernels {
 
 enum class DType : uint8_t { f32, bf16 };
 
-constexpr int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+constexpr int64_t size_of(DType dtype) {
+  return dtype == DType::f32 ? 4 : 2;
+}
 
 // A cudaStream_t for device kernels; ignored by the CPU, whose kernels return when the work is done.
 using Stream = void*;
