@@ -194,6 +194,7 @@ class BlockProduct {
       const int64_t last = std::min(p + kPanelsAtOnce, num_row_panels_);
       const int64_t panel_size = words_ * kTileRows + kTileCols;
       for (int64_t i = 0; i < k_; i += kRowsAtOnce) {
+        prefetch(rows, i + kRowsAtOnce, panel_begin(p), panel_begin(last));
         for (int64_t q = p; q < last; ++q) {
           const int64_t begin = panel_begin(q);
           float* panel = a_panels_ + (q - p) * panel_size + i / Words::kPerWord * kTileRows;
@@ -206,6 +207,14 @@ class BlockProduct {
         multiply_panel(tiles_.by_k[panel_begin(q + 1) - begin], a_panels_ + (q - p) * panel_size, begin);
       }
     }
+  }
+
+  // The next rows to be packed: strides of a whole row are too long for the processor to foresee.
+  void prefetch(const std::vector<const Element*>& rows, int64_t first, int64_t col_begin,
+                int64_t col_end) const {
+    for (int64_t r = first; r < std::min(k_, first + kRowsAtOnce); ++r)
+      for (int64_t c = col_begin; c < col_end; c += 64 / static_cast<int64_t>(sizeof(Element)))
+        __builtin_prefetch(rows[static_cast<size_t>(r)] + c);
   }
 
   void multiply_panel(TileFn tile, const float* a, int64_t row) {

@@ -12,11 +12,11 @@ namespace {
 
 // Packed right operand of a block, at most; it should stay in a second-level cache of 1 MiB beside the left
 // panel.
-constexpr int64_t kPackedBytes = 512 * 1024;
+constexpr int64_t kPackedBytes = 800 * 1024;
 // Register tiles along m in a block: below the first, packing the right operand costs more than it saves in
 // balance.
 constexpr int64_t kMinRowTiles = 6, kMaxRowTiles = 48;
-constexpr int64_t kBlocksPerThread = 12;
+constexpr int64_t kBlocksPerThread = 6;
 // Products below this many multiply-adds are not worth waking a team for.
 constexpr int64_t kSerialWork = 1 << 16;
 
