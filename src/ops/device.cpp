@@ -1,14 +1,61 @@
 #include "ops/device.h"
 
-#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <system_error>
 
 #include "base/check.h"
 #include "base/error.h"
 
 namespace moebius::ops {
+namespace {
+
+namespace fs = std::filesystem;
+
+fs::path program_folder() {
+  std::error_code error;
+  const fs::path program = fs::read_symlink("/proc/self/exe", error);
+  return error ? fs::current_path(error) : program.parent_path();
+}
+
+// Where the loaded libtorch lies: the folder of the library that holds one of its functions.
+fs::path libtorch_folder() {
+  Dl_info info{};
+  const auto symbol = reinterpret_cast<const void*>(&at::get_num_threads);
+  if (dladdr(symbol, &info) == 0 || info.dli_fname == nullptr) return {};
+  std::error_code error;
+  const fs::path path = fs::canonical(info.dli_fname, error);
+  return error ? fs::path() : path.parent_path();
+}
+
+PluginStatus find_plugin() {
+  PluginStatus status;
+  status.why = missing_driver();
+  if (!status.why.empty()) return status;
+  const char* named = std::getenv("MOEBIUS_CUDA_PLUGIN");
+  status = open_plugin(plugin_candidates(program_folder(), named == nullptr ? "" : named), libtorch_folder());
+  if (status.plugin != nullptr && status.plugin->device_count() == 0) {
+    status.plugin = nullptr;
+    status.why = "the NVIDIA driver offers no GPU to this process; see nvidia-smi and CUDA_VISIBLE_DEVICES";
+  }
+  return status;
+}
+
+}  // namespace
 
 const PluginStatus& load_cuda_plugin() {
-  static const PluginStatus status{nullptr, "", "this build has no CUDA plug-in"};
+  static const PluginStatus status = [] {
+    try {
+      return find_plugin();
+    } catch (const std::exception& error) {
+      return PluginStatus{nullptr, "", error.what()};
+    }
+  }();
   return status;
 }
 
@@ -17,19 +64,27 @@ const kernels::Plugin* cuda_plugin() {
 }
 
 at::Device choose_device(const std::string& word) {
-  if (word == "cpu" || word == "auto") return at::kCPU;
-  if (word == "cuda")
-    throw_user_error("device 'cuda' was asked for, but ", load_cuda_plugin().why, "; use --device cpu");
+  if (word == "cpu") return at::kCPU;
+  if (word == "auto") return cuda_plugin() == nullptr ? at::Device(at::kCPU) : at::Device(at::kCUDA, 0);
+  if (word == "cuda") {
+    if (cuda_plugin() == nullptr)
+      throw_user_error("device 'cuda' was asked for, but ", load_cuda_plugin().why, "; or use --device cpu");
+    return at::Device(at::kCUDA, 0);
+  }
   throw_user_error("unknown device '", word, "'; choose cpu, cuda or auto");
 }
 
 const kernels::KernelTable& kernel_table(at::Device device) {
-  MOEBIUS_CHECK(device.is_cpu(), "no kernels for device ", device);
-  return kernels::cpu_kernels();
+  if (device.is_cpu()) return kernels::cpu_kernels();
+  MOEBIUS_CHECK(device.is_cuda() && cuda_plugin() != nullptr, "no kernels for device ", device, ": ",
+                load_cuda_plugin().why);
+  return *cuda_plugin()->kernels;
 }
 
-kernels::Stream current_stream(at::Device) {
-  return nullptr;
+kernels::Stream current_stream(at::Device device) {
+  if (device.is_cpu()) return nullptr;
+  MOEBIUS_CHECK(device.is_cuda() && cuda_plugin() != nullptr, "no stream for device ", device);
+  return cuda_plugin()->current_stream(device.index());
 }
 
 kernels::DType kernel_dtype(const at::Tensor& tensor) {

@@ -7,17 +7,14 @@
 
 #include "kernels/api/plugin.h"
 #include "kernels/api/table.h"
+#include "ops/plugin_loader.h"
 
 namespace moebius::ops {
 
 // Loads libmoebius_cuda.so when an NVIDIA driver is present, before any tensor exists (libtorch remembers "no
 // CUDA" from its first operator on). Call once, first thing in main. Never throws; `why` tells what was
-// missing. The plug-in is looked for beside the binary, in ../lib/moebius, and at MOEBIUS_CUDA_PLUGIN.
-struct PluginStatus {
-  const kernels::Plugin* plugin = nullptr;  // null: CPU only
-  std::string path;                         // where it was found, or empty
-  std::string why;                          // why there is none, and the way out
-};
+// missing. The plug-in is looked for beside the binary and in ../lib/moebius, or at MOEBIUS_CUDA_PLUGIN when
+// that is set. Where it is looked for and why there is none: ops/plugin_loader.h.
 const PluginStatus& load_cuda_plugin();
 
 // The plug-in, or null. Valid after load_cuda_plugin().
