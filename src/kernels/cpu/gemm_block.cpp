@@ -163,7 +163,14 @@ class BlockProduct {
     const int64_t panel_size = words_ * kTileCols;
     if (block_.b_rows_are_k) {
       find_rows(block_.b, first, k_, rows);
-      pack_columns<Words, false>(rows.data(), k_, 0, block_.n, block_.n, kTileCols, panel_size, b_panels_);
+      for (int64_t i = 0; i < k_; i += kRowsAtOnce) {
+        for (int64_t p = 0; p < num_col_panels_; ++p) {
+          const int64_t col = p * kTileCols;
+          pack_columns<Words, kTileCols, false>(rows.data() + i, std::min(kRowsAtOnce, k_ - i), col,
+                                                std::min<int64_t>(kTileCols, block_.n - col), block_.n,
+                                                b_panels_ + p * panel_size + i / Words::kPerWord * kTileCols);
+        }
+      }
       return;
     }
     for (int64_t p = 0; p < num_col_panels_; ++p) {
@@ -198,8 +205,8 @@ class BlockProduct {
         for (int64_t q = p; q < last; ++q) {
           const int64_t begin = panel_begin(q);
           float* panel = a_panels_ + (q - p) * panel_size + i / Words::kPerWord * kTileRows;
-          pack_columns<Words, true>(rows.data() + i, std::min(kRowsAtOnce, k_ - i), begin,
-                                    panel_begin(q + 1) - begin, block_.m, kTileRows, 0, panel);
+          pack_columns<Words, kTileRows, true>(rows.data() + i, std::min(kRowsAtOnce, k_ - i), begin,
+                                               panel_begin(q + 1) - begin, block_.m, panel);
         }
       }
       for (int64_t q = p; q < last; ++q) {

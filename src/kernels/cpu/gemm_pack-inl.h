@@ -158,33 +158,34 @@ HWY_INLINE void pack_transposed(const typename Words::Element* const* rows, int6
   }
 }
 
-// k rows of num_cols elements, starting at column `col`, become panels of `width` columns. Panels are
-// [words][width] each, one after the other, `panel_size` floats apart. Columns past num_cols are zero, unless
-// `slack` is set: then a panel may hold anything there, and up to a vector past its last word may be written.
-template <class Words, bool slack>
+// From k rows, the num_cols <= width columns that start at `col` become a [words][width] panel. Of a row, the
+// elements before `row_end` may be read. Columns past num_cols are zero, unless `slack` is set: then they may
+// hold anything, and up to a vector past the last word of the panel may be written.
+template <class Words, int width, bool slack>
 HWY_INLINE void pack_columns(const typename Words::Element* const* rows, int64_t k, int64_t col,
-                             int64_t num_cols, int64_t row_end, int64_t width, int64_t panel_size,
-                             float* panels) {
+                             int64_t num_cols, int64_t row_end, float* panel) {
   const WordTag d;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
-  const int64_t padded = (width + lanes - 1) / lanes * lanes;
-  for (int64_t i = 0, w = 0; i < k; i += Words::kPerWord, ++w) {
+  constexpr int kLanes = static_cast<int>(hn::MaxLanes(WordTag()));
+  constexpr int kPadded = (width + kLanes - 1) / kLanes * kLanes;
+  const typename Words::Element* const none = nullptr;
+  const bool last_is_alone = k % Words::kPerWord != 0;
+  const int64_t whole = k - k % Words::kPerWord;
+  if (col + kPadded <= (slack ? row_end : col + num_cols)) {
+    for (int64_t i = 0; i < whole; i += Words::kPerWord, panel += width)
+      for (int j = 0; j < kPadded; j += kLanes)
+        hn::StoreU(Words::join(d, rows[i] + col + j, rows[i + Words::kPerWord - 1] + col + j), d,
+                   words_of(panel + j));
+    for (int j = 0; last_is_alone && j < kPadded; j += kLanes)
+      hn::StoreU(Words::join(d, rows[whole] + col + j, none), d, words_of(panel + j));
+    return;
+  }
+  for (int64_t i = 0; i < k; i += Words::kPerWord, panel += width) {
     const auto* p = rows[i] + col;
-    const auto* q = Words::kPerWord == 2 && i + 1 < k ? rows[i + 1] + col : nullptr;
-    float* dst = panels + w * width;
-    for (int64_t c = 0; c < num_cols; c += width, dst += panel_size) {
-      const int64_t reach = slack ? row_end - col : num_cols;  // what may be read of a row
-      if (c + padded <= reach) {
-        for (int64_t j = 0; j < width; j += lanes)
-          hn::StoreU(Words::join(d, p + c + j, q == nullptr ? nullptr : q + c + j), d, words_of(dst + j));
-      } else {
-        const int64_t valid = HWY_MIN(width, num_cols - c);
-        for (int64_t j = 0; j < valid; ++j)
-          put_word(dst + j, Words::join_word(p + c + j, q == nullptr ? nullptr : q + c + j));
-        if (!slack)
-          for (int64_t j = valid; j < width; ++j) dst[j] = 0.0f;
-      }
-    }
+    const auto* q = i < whole ? rows[i + Words::kPerWord - 1] + col : none;
+    for (int64_t j = 0; j < num_cols; ++j)
+      put_word(panel + j, Words::join_word(p + j, q == none ? none : q + j));
+    if (!slack)
+      for (int64_t j = num_cols; j < width; ++j) panel[j] = 0.0f;
   }
 }
 
