@@ -1,0 +1,28 @@
+// The CUDA entries of the kernel table (kernels/api/table.h), one .cu file per family. Asynchronous on
+// `stream`.
+#pragma once
+
+#include "kernels/api/table.h"
+
+namespace moebius::kernels::cuda {
+
+void rms_norm_forward(const RmsNormForwardArgs& args, Stream stream);
+void rms_norm_backward(const RmsNormBackwardArgs& args, Stream stream);
+void rope_forward(const RopeForwardArgs& args, Stream stream);
+void rope_backward(const RopeBackwardArgs& args, Stream stream);
+void swiglu_forward(const SwigluForwardArgs& args, Stream stream);
+void swiglu_backward(const SwigluBackwardArgs& args, Stream stream);
+void route_forward(const RouteForwardArgs& args, Stream stream);
+void route_backward(const RouteBackwardArgs& args, Stream stream);
+void route_stats(const RouteStatsArgs& args, Stream stream);
+void sort_by_expert(const SortByExpertArgs& args, Stream stream);
+void gather_rows(const GatherRowsArgs& args, Stream stream);
+void combine_rows(const CombineRowsArgs& args, Stream stream);
+void cross_entropy(const CrossEntropyArgs& args, Stream stream);
+void adamw(const AdamWArgs& args, Stream stream);
+void sum_squares(const SumSquaresArgs& args, Stream stream);
+
+// All of them; grouped_gemm is null (libtorch's grouped product serves it).
+const KernelTable& cuda_kernels();
+
+}  // namespace moebius::kernels::cuda

@@ -1,0 +1,105 @@
+// The entry of libmoebius_cuda.so (kernels/api/plugin.h): the only file of the plug-in that knows libtorch.
+// It hands out the kernel table, libtorch's streams and memory counters, and the choice of attention backend.
+#include "kernels/api/plugin.h"
+
+#include <ATen/Context.h>
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
+
+#include <cstring>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/kernels.h"
+
+namespace moebius::kernels::cuda {
+namespace {
+
+// libtorch's CUDA half: allocator, generators. Cheap after the first call.
+void initialise() {
+  at::globalContext().lazyInitDevice(c10::DeviceType::CUDA);
+}
+
+c10::DeviceIndex index_of(int device) {
+  return static_cast<c10::DeviceIndex>(device);
+}
+
+int device_count() {
+  return c10::cuda::device_count();
+}
+
+bool device_info(int device, DeviceInfo* info) {
+  if (device < 0 || device >= device_count()) return false;
+  const c10::cuda::CUDAGuard guard(index_of(device));
+  cudaDeviceProp properties{};
+  MOEBIUS_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  *info = {};
+  std::strncpy(info->name, properties.name, sizeof(info->name) - 1);
+  info->compute_major = properties.major;
+  info->compute_minor = properties.minor;
+  info->num_multiprocessors = properties.multiProcessorCount;
+  size_t free_bytes = 0, total_bytes = 0;
+  MOEBIUS_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+  info->free_memory_bytes = static_cast<int64_t>(free_bytes);
+  info->total_memory_bytes = static_cast<int64_t>(total_bytes);
+  MOEBIUS_CUDA_CHECK(cudaDriverGetVersion(&info->driver_version));
+  MOEBIUS_CUDA_CHECK(cudaRuntimeGetVersion(&info->runtime_version));
+  return true;
+}
+
+DeviceMemory device_memory(int device) {
+  initialise();
+  const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(index_of(device));
+  constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+  return {stats.allocated_bytes[kAll].current, stats.allocated_bytes[kAll].peak,
+          stats.reserved_bytes[kAll].current};
+}
+
+void reset_peak_memory(int device) {
+  initialise();
+  c10::cuda::CUDACachingAllocator::resetPeakStats(index_of(device));
+}
+
+Stream current_stream(int device) {
+  return c10::cuda::getCurrentCUDAStream(index_of(device)).stream();
+}
+
+void synchronize(int device) {
+  const c10::cuda::CUDAGuard guard(index_of(device));
+  c10::cuda::device_synchronize();
+}
+
+void prefer_cudnn_attention(bool on) {
+  using at::SDPBackend;
+  at::Context& context = at::globalContext();
+  context.setSDPUseCuDNN(on);
+  std::vector<int64_t> order;
+  if (on) order.push_back(static_cast<int64_t>(SDPBackend::cudnn_attention));
+  for (const SDPBackend backend :
+       {SDPBackend::flash_attention, SDPBackend::efficient_attention, SDPBackend::math})
+    order.push_back(static_cast<int64_t>(backend));
+  if (!on) order.push_back(static_cast<int64_t>(SDPBackend::cudnn_attention));
+  order.push_back(static_cast<int64_t>(SDPBackend::overrideable));
+  context.setSDPPriorityOrder(order);
+}
+
+}  // namespace
+}  // namespace moebius::kernels::cuda
+
+extern "C" __attribute__((visibility("default"))) const moebius::kernels::Plugin* moebius_cuda_plugin() {
+  namespace cuda = moebius::kernels::cuda;
+  static const moebius::kernels::Plugin plugin{
+      .abi_version = moebius::kernels::kPluginAbiVersion,
+      .kernels = &cuda::cuda_kernels(),
+      .device_count = cuda::device_count,
+      .device_info = cuda::device_info,
+      .device_memory = cuda::device_memory,
+      .reset_peak_memory = cuda::reset_peak_memory,
+      .current_stream = cuda::current_stream,
+      .synchronize = cuda::synchronize,
+      .prefer_cudnn_attention = cuda::prefer_cudnn_attention,
+  };
+  return &plugin;
+}

@@ -1,0 +1,407 @@
+// Query/key normalisation and rotary positions, forward and backward (kernels/api/rope.h). One pass over the
+// projection: a thread holds a chunk pair (elements i and i + head_dim/2 of a head), the lanes of a head
+// share its statistics by shuffles, all heads of a token (norm `full`) by shared memory.
+#include <algorithm>
+
+#include "base/check.h"
+#include "kernels/cuda/columns.cuh"
+#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/launch.cuh"
+
+namespace moebius::kernels::cuda {
+namespace {
+
+struct Shape {
+  int64_t num_tokens;
+  int heads, kv_heads, head_dim, lanes;  // lanes: per head
+  float eps;
+};
+
+// Where a thread's chunk pair lies.
+struct Place {
+  int head;    // among queries and keys
+  int column;  // of the first half, within the head
+  bool active;
+};
+
+template <int N>
+__device__ __forceinline__ Place place_of(const Shape& s, int chunk) {
+  const int lane = chunk & (s.lanes - 1);
+  const int head = chunk / s.lanes;
+  return {head, lane * N, head < s.heads + s.kv_heads && lane * N < s.head_dim / 2};
+}
+
+template <class T, int N>
+struct Pair {
+  float first[N], second[N];
+
+  __device__ __forceinline__ void load(const T* head, const Place& at, int half) {
+    unpack(load_pack<T, N>(head + at.column), first);
+    unpack(load_pack<T, N>(head + at.column + half), second);
+  }
+  __device__ __forceinline__ void store(T* head, const Place& at, int half) const {
+    store_pack(head + at.column, pack_of<T, N>(first));
+    store_pack(head + at.column + half, pack_of<T, N>(second));
+  }
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < N; ++i) first[i] = second[i] = 0.0f;
+  }
+  // Turns by the position's angle; SIGN -1 turns back.
+  template <int SIGN>
+  __device__ __forceinline__ void turn(const float* cos_sin, const Place& at, int half) {
+    float c[N], s[N];
+    load_floats<N>(cos_sin + at.column, c);
+    load_floats<N>(cos_sin + half + at.column, s);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const float x1 = first[i], x2 = second[i], sn = SIGN * s[i];
+      first[i] = x1 * c[i] - x2 * sn;
+      second[i] = x2 * c[i] + x1 * sn;
+    }
+  }
+};
+
+template <class T, int N>
+__device__ __forceinline__ void copy_values(const T* in, T* out, int begin, int count) {
+  if (in == out) return;
+  for (int i = threadIdx.x * N; i < count; i += blockDim.x * N)
+    store_pack(out + begin + i, load_pack<T, N>(in + begin + i));
+}
+
+// A block is (threads of a token, tokens). All threads of a block take part in its barriers.
+template <class T, int N, QkNorm NORM>
+__global__ void __launch_bounds__(512)
+    rope_forward_kernel(const T* qkv_in,                        // (T, (H + 2 Hk) * head_dim)
+                        T* qkv_out,                             // same, out; may be qkv_in without norm
+                        const T* __restrict__ q_weight,         // (head_dim) or (H * head_dim)
+                        const T* __restrict__ k_weight,         // (head_dim) or (Hk * head_dim)
+                        float* __restrict__ inv_rms,            // (T, groups) out
+                        const int32_t* __restrict__ positions,  // (T)
+                        const float* __restrict__ cos_sin,      // (P, head_dim)
+                        Shape s) {
+  __shared__ float shared[2 * 32 * 8];
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  const bool present = token < s.num_tokens;
+  const int half = s.head_dim / 2, turned = s.heads + s.kv_heads, chunks = turned * s.lanes;
+  const int rounds = (chunks + blockDim.x - 1) / blockDim.x;
+  const int64_t row = token * (static_cast<int64_t>(turned + s.kv_heads) * s.head_dim);
+  const T* in = qkv_in + row;
+  T* out = qkv_out + row;
+  const float* angles = present ? cos_sin + static_cast<int64_t>(positions[token]) * s.head_dim : nullptr;
+
+  float inv[2] = {1.0f, 1.0f};  // of all queries, of all keys
+  if constexpr (NORM == QkNorm::full) {
+    float squares[2] = {0.0f, 0.0f};
+    for (int r = 0; r < rounds; ++r) {
+      const Place at = place_of<N>(s, r * blockDim.x + threadIdx.x);
+      if (!present || !at.active) continue;
+      Pair<T, N> x;
+      x.load(in + at.head * s.head_dim, at, half);
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < N; ++i) sum += x.first[i] * x.first[i] + x.second[i] * x.second[i];
+      squares[at.head < s.heads ? 0 : 1] += sum;
+    }
+    sum_row(squares, shared);
+    inv[0] = rsqrtf(squares[0] / static_cast<float>(s.heads * s.head_dim) + s.eps);
+    inv[1] = rsqrtf(squares[1] / static_cast<float>(s.kv_heads * s.head_dim) + s.eps);
+    if (present && threadIdx.x == 0) {
+      inv_rms[token * 2] = inv[0];
+      inv_rms[token * 2 + 1] = inv[1];
+    }
+  }
+  for (int r = 0; r < rounds; ++r) {
+    const Place at = place_of<N>(s, r * blockDim.x + threadIdx.x);
+    const bool active = present && at.active;
+    Pair<T, N> x;
+    x.clear();
+    if (active) x.load(in + at.head * s.head_dim, at, half);
+    const bool query = at.head < s.heads;
+    float scale = query ? inv[0] : inv[1];
+    if constexpr (NORM == QkNorm::head) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < N; ++i) sum += x.first[i] * x.first[i] + x.second[i] * x.second[i];
+      sum = sum_lanes(sum, s.lanes);
+      scale = rsqrtf(sum / static_cast<float>(s.head_dim) + s.eps);
+      if (active && at.column == 0) inv_rms[token * turned + at.head] = scale;
+    }
+    if (!active) continue;
+    if constexpr (NORM != QkNorm::none) {
+      const T* weight = query ? q_weight : k_weight;
+      if (NORM == QkNorm::full) weight += (query ? at.head : at.head - s.heads) * s.head_dim;
+      Pair<T, N> w;
+      w.load(weight, at, half);
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        x.first[i] *= scale * w.first[i];
+        x.second[i] *= scale * w.second[i];
+      }
+    }
+    x.template turn<1>(angles, at, half);
+    x.store(out + at.head * s.head_dim, at, half);
+  }
+  if (present) copy_values<T, N>(in, out, turned * s.head_dim, s.kv_heads * s.head_dim);
+}
+
+// As the forward, but blocks walk over tokens and sum the weights' gradients of their tokens in registers:
+// for norm `head` one pair of sums per thread for queries and one for keys (a thread's column within the head
+// never changes), for `full` one for each of its C chunks. partial: (rows, q_width + k_width), a row for each
+// block (`head`) or for each token that a block works on at a time (`full`).
+template <class T, int N, int C, QkNorm NORM>
+__global__ void __launch_bounds__(512)
+    rope_backward_kernel(const T* __restrict__ qkv_in,    // (T, (H + 2 Hk) * head_dim), null without norm
+                         const T* grad_out,               // same shape
+                         T* grad_in,                      // same, out; may be grad_out
+                         const T* __restrict__ q_weight,  // as above
+                         const T* __restrict__ k_weight,
+                         const float* __restrict__ inv_rms,      // (T, groups)
+                         float* __restrict__ partial,            // out
+                         const int32_t* __restrict__ positions,  // (T)
+                         const float* __restrict__ cos_sin,      // (P, head_dim)
+                         Shape s) {
+  __shared__ float shared[2 * 32 * 8];
+  constexpr int kHeld = NORM == QkNorm::none ? 1 : (NORM == QkNorm::head ? 2 : C);
+  Pair<T, N> grad_weight[kHeld];
+#pragma unroll
+  for (int c = 0; c < kHeld; ++c) grad_weight[c].clear();
+  const int half = s.head_dim / 2, turned = s.heads + s.kv_heads, chunks = turned * s.lanes;
+  const int rounds = (chunks + blockDim.x - 1) / blockDim.x;
+  const int64_t groups = (s.num_tokens + blockDim.y - 1) / blockDim.y;
+  for (int64_t group = blockIdx.x; group < groups; group += gridDim.x) {
+    const int64_t token = group * blockDim.y + threadIdx.y;
+    const bool present = token < s.num_tokens;
+    const int64_t row = token * (static_cast<int64_t>(turned + s.kv_heads) * s.head_dim);
+    const float* angles = present ? cos_sin + static_cast<int64_t>(positions[token]) * s.head_dim : nullptr;
+    // The gradient after the weights, the input and the weights of a thread's chunk r.
+    const auto load = [&](const Place& at, Pair<T, N>& g, Pair<T, N>& x, Pair<T, N>& w) {
+      g.load(grad_out + row + at.head * s.head_dim, at, half);
+      g.template turn<-1>(angles, at, half);
+      if constexpr (NORM != QkNorm::none) {
+        const bool query = at.head < s.heads;
+        const T* weight = query ? q_weight : k_weight;
+        if (NORM == QkNorm::full) weight += (query ? at.head : at.head - s.heads) * s.head_dim;
+        x.load(qkv_in + row + at.head * s.head_dim, at, half);
+        w.load(weight, at, half);
+      }
+    };
+    float dots[2] = {0.0f, 0.0f}, inv[2] = {0.0f, 0.0f};
+    if constexpr (NORM == QkNorm::full) {
+      if (present) {
+        inv[0] = inv_rms[token * 2];
+        inv[1] = inv_rms[token * 2 + 1];
+      }
+#pragma unroll
+      for (int c = 0; c < C; ++c) {
+        const Place at = place_of<N>(s, c * blockDim.x + threadIdx.x);
+        if (!present || !at.active) continue;
+        const int part = at.head < s.heads ? 0 : 1;
+        Pair<T, N> g, x, w;
+        load(at, g, x, w);
+        float dot = 0.0f;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          const float gx1 = g.first[i] * (x.first[i] * inv[part]),
+                      gx2 = g.second[i] * (x.second[i] * inv[part]);
+          grad_weight[c].first[i] += gx1;
+          grad_weight[c].second[i] += gx2;
+          dot += gx1 * w.first[i] + gx2 * w.second[i];
+        }
+        dots[part] += dot;
+      }
+      sum_row(dots, shared);
+    }
+    for (int r = 0; r < rounds; ++r) {
+      const Place at = place_of<N>(s, r * blockDim.x + threadIdx.x);
+      const bool active = present && at.active;
+      const bool query = at.head < s.heads;
+      Pair<T, N> g, x, w;
+      g.clear();
+      x.clear();
+      w.clear();
+      if (active) load(at, g, x, w);
+      if constexpr (NORM != QkNorm::none) {
+        float scale, pull;
+        if constexpr (NORM == QkNorm::head) {
+          scale = active ? inv_rms[token * turned + at.head] : 0.0f;
+          float dot = 0.0f;
+          const float q = query ? 1.0f : 0.0f;
+#pragma unroll
+          for (int i = 0; i < N; ++i) {
+            const float gx1 = g.first[i] * (x.first[i] * scale), gx2 = g.second[i] * (x.second[i] * scale);
+            grad_weight[0].first[i] += q * gx1;
+            grad_weight[0].second[i] += q * gx2;
+            grad_weight[1].first[i] += (1.0f - q) * gx1;
+            grad_weight[1].second[i] += (1.0f - q) * gx2;
+            dot += gx1 * w.first[i] + gx2 * w.second[i];
+          }
+          pull = sum_lanes(dot, s.lanes) / static_cast<float>(s.head_dim);
+        } else {
+          scale = query ? inv[0] : inv[1];
+          pull = query ? dots[0] / static_cast<float>(s.heads * s.head_dim)
+                       : dots[1] / static_cast<float>(s.kv_heads * s.head_dim);
+        }
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          g.first[i] = scale * (g.first[i] * w.first[i] - x.first[i] * scale * pull);
+          g.second[i] = scale * (g.second[i] * w.second[i] - x.second[i] * scale * pull);
+        }
+      }
+      if (active) g.store(grad_in + row + at.head * s.head_dim, at, half);
+    }
+    if (present)
+      copy_values<T, N>(grad_out + row, grad_in + row, turned * s.head_dim, s.kv_heads * s.head_dim);
+  }
+  if constexpr (NORM == QkNorm::head) {
+    // Lanes of the same column in a warp add up by shuffles, the warps of the block one after the other.
+    __shared__ __align__(16) float block_sum[2 * 2 * 32 * N];
+    float* mine = partial + static_cast<int64_t>(blockIdx.x) * (2 * s.head_dim);
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+    const int warps = blockDim.x * blockDim.y / 32, column = (thread & (s.lanes - 1)) * N;
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        for (int step = 16; step >= s.lanes; step /= 2) {
+          grad_weight[c].first[i] += __shfl_xor_sync(0xffffffffu, grad_weight[c].first[i], step);
+          grad_weight[c].second[i] += __shfl_xor_sync(0xffffffffu, grad_weight[c].second[i], step);
+        }
+      }
+    }
+    for (int warp = 0; warp < warps; ++warp) {
+      __syncthreads();
+      if (thread / 32 != warp || thread % 32 >= s.lanes || column >= half) continue;
+      float* to = warp + 1 < warps ? block_sum : mine;
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int at = c * s.head_dim + column;
+        if (warp > 0) {
+#pragma unroll
+          for (int i = 0; i < N; ++i) {
+            grad_weight[c].first[i] += block_sum[at + i];
+            grad_weight[c].second[i] += block_sum[at + half + i];
+          }
+        }
+        store_floats<N>(to + at, grad_weight[c].first);
+        store_floats<N>(to + at + half, grad_weight[c].second);
+      }
+    }
+  } else if constexpr (NORM == QkNorm::full) {
+    const int64_t team = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+    float* mine = partial + team * (static_cast<int64_t>(turned) * s.head_dim);
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+      const Place at = place_of<N>(s, c * blockDim.x + threadIdx.x);
+      if (!at.active) continue;
+      store_floats<N>(mine + at.head * s.head_dim + at.column, grad_weight[c].first);
+      store_floats<N>(mine + at.head * s.head_dim + at.column + half, grad_weight[c].second);
+    }
+  }
+}
+
+RopeGeometry geometry_of(const RopeShape& s, int max_elements) {
+  RopeGeometry geometry{};
+  MOEBIUS_CHECK(rope_geometry(s.num_heads + s.num_kv_heads, s.head_dim, max_elements, &geometry),
+                "rotary positions on the GPU take head sizes that are multiples of 16 up to 256, or even "
+                "ones up to 64; "
+                "head_dim is ",
+                s.head_dim);
+  MOEBIUS_CHECK(s.norm != QkNorm::full || geometry.chunks_per_thread > 0, "normalisation over ", s.num_heads,
+                " + ", s.num_kv_heads, " heads of ", s.head_dim, " is too wide");
+  return geometry;
+}
+
+Shape shape_of(const RopeShape& s, const RopeGeometry& geometry) {
+  return {s.num_tokens,
+          static_cast<int>(s.num_heads),
+          static_cast<int>(s.num_kv_heads),
+          static_cast<int>(s.head_dim),
+          geometry.lanes_per_head,
+          s.eps};
+}
+
+// Elements of a chunk: 16 bytes' worth, 1 when pointers are not aligned or head_dim / 2 is no multiple.
+template <class T>
+int elements_of(const RopeShape& s, std::initializer_list<const void*> pointers) {
+  return vector_elements(s.head_dim / 2, sizeof(T), pointers);
+}
+
+template <class Body>
+void with_norm(QkNorm norm, const Body& body) {
+  switch (norm) {
+    case QkNorm::none:
+      return body.template operator()<QkNorm::none>();
+    case QkNorm::head:
+      return body.template operator()<QkNorm::head>();
+    case QkNorm::full:
+      return body.template operator()<QkNorm::full>();
+  }
+}
+
+}  // namespace
+
+void rope_forward(const RopeForwardArgs& a, Stream stream) {
+  const RopeShape& s = a.shape;
+  if (s.num_tokens == 0) return;
+  with_dtype(s.dtype, [&]<class T>(T) {
+    const int elements = elements_of<T>(s, {a.qkv_in, a.qkv_out, a.q_weight, a.k_weight, a.cos_sin});
+    with_vector<T>(elements, [&]<int N>(Constant<N>) {
+      const RopeGeometry geometry = geometry_of(s, N);
+      with_norm(s.norm, [&]<QkNorm NORM>() {
+        const dim3 block(geometry.threads, geometry.tokens_per_block);
+        const int blocks = grid_size(ceil_div(s.num_tokens, geometry.tokens_per_block));
+        rope_forward_kernel<T, N, NORM><<<blocks, block, 0, cuda_stream(stream)>>>(
+            static_cast<const T*>(a.qkv_in), static_cast<T*>(a.qkv_out), static_cast<const T*>(a.q_weight),
+            static_cast<const T*>(a.k_weight), a.inv_rms, a.positions, a.cos_sin, shape_of(s, geometry));
+        MOEBIUS_CUDA_CHECK_LAUNCH("rope_forward");
+      });
+    });
+  });
+}
+
+void rope_backward(const RopeBackwardArgs& a, Stream stream) {
+  const RopeShape& s = a.shape;
+  const bool full = s.norm == QkNorm::full;
+  const int64_t q_width = full ? s.num_heads * s.head_dim : s.head_dim;
+  const int64_t k_width = full ? s.num_kv_heads * s.head_dim : s.head_dim;
+  const int multiprocessors = num_multiprocessors();
+  with_dtype(s.dtype, [&]<class T>(T) {
+    const int elements =
+        elements_of<T>(s, {a.qkv_in, a.grad_out, a.grad_in, a.q_weight, a.k_weight, a.cos_sin});
+    with_vector<T>(elements, [&]<int N>(Constant<N>) {
+      const RopeGeometry geometry = geometry_of(s, N);
+      with_norm(s.norm, [&]<QkNorm NORM>() {
+        with_chunks(NORM == QkNorm::full ? geometry.chunks_per_thread : 1, [&]<int C>(Constant<C>) {
+          if constexpr (C > 0) {
+            const dim3 block(geometry.threads, geometry.tokens_per_block);
+            const int threads = geometry.threads * geometry.tokens_per_block;
+            const int blocks =
+                persistent_blocks(std::max<int64_t>(1, ceil_div(s.num_tokens, geometry.tokens_per_block)),
+                                  multiprocessors, std::max(1, 1024 / threads));
+            const int64_t partials =
+                NORM == QkNorm::head ? blocks : int64_t{blocks} * geometry.tokens_per_block;
+            float* partial = nullptr;
+            if (NORM != QkNorm::none)
+              partial =
+                  scratch_of<float>(static_cast<size_t>(partials * (q_width + k_width)), cuda_stream(stream));
+            rope_backward_kernel<T, N, C, NORM><<<blocks, block, 0, cuda_stream(stream)>>>(
+                static_cast<const T*>(a.qkv_in), static_cast<const T*>(a.grad_out),
+                static_cast<T*>(a.grad_in), static_cast<const T*>(a.q_weight),
+                static_cast<const T*>(a.k_weight), a.inv_rms, partial, a.positions, a.cos_sin,
+                shape_of(s, geometry));
+            MOEBIUS_CUDA_CHECK_LAUNCH("rope_backward");
+            if (NORM != QkNorm::none) {
+              sum_columns(partial, partials, q_width, q_width + k_width, a.grad_q_weight,
+                          cuda_stream(stream));
+              sum_columns(partial + q_width, partials, k_width, q_width + k_width, a.grad_k_weight,
+                          cuda_stream(stream));
+            }
+          }
+        });
+      });
+    });
+  });
+}
+
+}  // namespace moebius::kernels::cuda

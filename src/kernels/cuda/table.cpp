@@ -1,0 +1,28 @@
+#include "kernels/cuda/kernels.h"
+
+namespace moebius::kernels::cuda {
+
+const KernelTable& cuda_kernels() {
+  static constexpr KernelTable kTable{
+      .name = "cuda",
+      .rms_norm_forward = rms_norm_forward,
+      .rms_norm_backward = rms_norm_backward,
+      .rope_forward = rope_forward,
+      .rope_backward = rope_backward,
+      .swiglu_forward = swiglu_forward,
+      .swiglu_backward = swiglu_backward,
+      .route_forward = route_forward,
+      .route_backward = route_backward,
+      .route_stats = route_stats,
+      .sort_by_expert = sort_by_expert,
+      .gather_rows = gather_rows,
+      .combine_rows = combine_rows,
+      .grouped_gemm = nullptr,
+      .cross_entropy = cross_entropy,
+      .adamw = adamw,
+      .sum_squares = sum_squares,
+  };
+  return kTable;
+}
+
+}  // namespace moebius::kernels::cuda
