@@ -48,9 +48,9 @@ bool rope_geometry(int64_t turned_heads, int64_t head_dim, int max_elements, Rop
   while (half % elements != 0) elements /= 2;
   const int64_t lanes = power_of_two_from(half / elements);
   if (lanes > 32) return false;
-  constexpr int64_t kMostThreads = 512, kBlock = 256;
+  constexpr int64_t kBlock = 256;
   const int64_t chunks = turned_heads * lanes;
-  const int64_t rounds = ceil_div(chunks, kMostThreads);
+  const int64_t rounds = ceil_div(chunks, kRopeThreads);
   const int64_t threads = ceil_div(ceil_div(chunks, rounds), 32) * 32;
   const int64_t per_thread = power_of_two_from(ceil_div(chunks, threads));
   out->elements = elements;

@@ -29,6 +29,7 @@ RowShape row_shape(int64_t chunks, int most_chunks, int most_threads);
 int persistent_blocks(int64_t groups, int multiprocessors, int blocks_per_multiprocessor);
 
 // Rotary kernels: each thread holds one chunk pair of a head.
+inline constexpr int kRopeThreads = 320;  // of a block, at most
 struct RopeGeometry {
   int elements;        // of a chunk: 16 bytes' worth, or fewer when head_dim / 2 is no multiple
   int lanes_per_head;  // power of two, at most 32; lanes past head_dim / 2 idle

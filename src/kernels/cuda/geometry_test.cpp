@@ -61,7 +61,7 @@ TEST(CudaGeometry, rope_covers_every_head_with_lanes_that_divide_a_warp) {
       EXPECT_EQ(head_dim / 2 % geometry.elements, 0);
       EXPECT_GE(geometry.lanes_per_head * geometry.elements, head_dim / 2);
       EXPECT_EQ(geometry.threads % 32, 0);
-      EXPECT_LE(geometry.threads * geometry.tokens_per_block, 512);
+      EXPECT_LE(geometry.threads * geometry.tokens_per_block, kRopeThreads);
       EXPECT_LE(geometry.tokens_per_block, 8);
       if (geometry.chunks_per_thread > 0) {
         EXPECT_GE(int64_t{geometry.threads} * geometry.chunks_per_thread, heads * geometry.lanes_per_head);

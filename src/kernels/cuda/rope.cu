@@ -71,7 +71,7 @@ __device__ __forceinline__ void copy_values(const T* in, T* out, int begin, int 
 
 // A block is (threads of a token, tokens). All threads of a block take part in its barriers.
 template <class T, int N, QkNorm NORM>
-__global__ void __launch_bounds__(512)
+__global__ void __launch_bounds__(kRopeThreads)
     rope_forward_kernel(const T* qkv_in,                        // (T, (H + 2 Hk) * head_dim)
                         T* qkv_out,                             // same, out; may be qkv_in without norm
                         const T* __restrict__ q_weight,         // (head_dim) or (H * head_dim)
@@ -145,12 +145,13 @@ __global__ void __launch_bounds__(512)
   if (present) copy_values<T, N>(in, out, turned * s.head_dim, s.kv_heads * s.head_dim);
 }
 
-// As the forward, but blocks walk over tokens and sum the weights' gradients of their tokens in registers:
-// for norm `head` one pair of sums per thread for queries and one for keys (a thread's column within the head
-// never changes), for `full` one for each of its C chunks. partial: (rows, q_width + k_width), a row for each
-// block (`head`) or for each token that a block works on at a time (`full`).
+// As the forward, but blocks walk over tokens and sum the weights' gradients of their tokens in registers,
+// a pair for each of a thread's C chunks; or, for norm `head` with more chunks than that (C == 0), one pair
+// for all queries and one for all keys, as a thread's column within the head never changes. partial: (rows,
+// q_width + k_width), a row for each block (`head`) or for each token that a block works on at a time
+// (`full`).
 template <class T, int N, int C, QkNorm NORM>
-__global__ void __launch_bounds__(512)
+__global__ void __launch_bounds__(kRopeThreads, NORM == QkNorm::none ? 4 : 2)
     rope_backward_kernel(const T* __restrict__ qkv_in,    // (T, (H + 2 Hk) * head_dim), null without norm
                          const T* grad_out,               // same shape
                          T* grad_in,                      // same, out; may be grad_out
@@ -162,7 +163,7 @@ __global__ void __launch_bounds__(512)
                          const float* __restrict__ cos_sin,      // (P, head_dim)
                          Shape s) {
   __shared__ float shared[2 * 32 * 8];
-  constexpr int kHeld = NORM == QkNorm::none ? 1 : (NORM == QkNorm::head ? 2 : C);
+  constexpr int kHeld = NORM == QkNorm::none ? 1 : (C == 0 ? 2 : C);
   Pair<T, N> grad_weight[kHeld];
 #pragma unroll
   for (int c = 0; c < kHeld; ++c) grad_weight[c].clear();
@@ -212,7 +213,8 @@ __global__ void __launch_bounds__(512)
       }
       sum_row(dots, shared);
     }
-    for (int r = 0; r < rounds; ++r) {
+#pragma unroll
+    for (int r = 0; r < (C > 0 ? C : rounds); ++r) {
       const Place at = place_of<N>(s, r * blockDim.x + threadIdx.x);
       const bool active = present && at.active;
       const bool query = at.head < s.heads;
@@ -226,14 +228,18 @@ __global__ void __launch_bounds__(512)
         if constexpr (NORM == QkNorm::head) {
           scale = active ? inv_rms[token * turned + at.head] : 0.0f;
           float dot = 0.0f;
-          const float q = query ? 1.0f : 0.0f;
 #pragma unroll
           for (int i = 0; i < N; ++i) {
             const float gx1 = g.first[i] * (x.first[i] * scale), gx2 = g.second[i] * (x.second[i] * scale);
-            grad_weight[0].first[i] += q * gx1;
-            grad_weight[0].second[i] += q * gx2;
-            grad_weight[1].first[i] += (1.0f - q) * gx1;
-            grad_weight[1].second[i] += (1.0f - q) * gx2;
+            if constexpr (C > 0) {
+              grad_weight[r].first[i] += gx1;
+              grad_weight[r].second[i] += gx2;
+            } else {
+              grad_weight[0].first[i] += query ? gx1 : 0.0f;
+              grad_weight[0].second[i] += query ? gx2 : 0.0f;
+              grad_weight[1].first[i] += query ? 0.0f : gx1;
+              grad_weight[1].second[i] += query ? 0.0f : gx2;
+            }
             dot += gx1 * w.first[i] + gx2 * w.second[i];
           }
           pull = sum_lanes(dot, s.lanes) / static_cast<float>(s.head_dim);
@@ -259,13 +265,25 @@ __global__ void __launch_bounds__(512)
     float* mine = partial + static_cast<int64_t>(blockIdx.x) * (2 * s.head_dim);
     const int thread = threadIdx.y * blockDim.x + threadIdx.x;
     const int warps = blockDim.x * blockDim.y / 32, column = (thread & (s.lanes - 1)) * N;
+    Pair<T, N> sums[2];  // of queries, of keys
 #pragma unroll
-    for (int c = 0; c < 2; ++c) {
+    for (int part = 0; part < 2; ++part) {
+      sums[part].clear();
+#pragma unroll
+      for (int c = 0; c < kHeld; ++c) {
+        const int head = (c * blockDim.x + threadIdx.x) / s.lanes;
+        const bool mine_too = C == 0 ? c == part : (head < s.heads) == (part == 0);
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          sums[part].first[i] += mine_too ? grad_weight[c].first[i] : 0.0f;
+          sums[part].second[i] += mine_too ? grad_weight[c].second[i] : 0.0f;
+        }
+      }
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         for (int step = 16; step >= s.lanes; step /= 2) {
-          grad_weight[c].first[i] += __shfl_xor_sync(0xffffffffu, grad_weight[c].first[i], step);
-          grad_weight[c].second[i] += __shfl_xor_sync(0xffffffffu, grad_weight[c].second[i], step);
+          sums[part].first[i] += __shfl_xor_sync(0xffffffffu, sums[part].first[i], step);
+          sums[part].second[i] += __shfl_xor_sync(0xffffffffu, sums[part].second[i], step);
         }
       }
     }
@@ -274,17 +292,17 @@ __global__ void __launch_bounds__(512)
       if (thread / 32 != warp || thread % 32 >= s.lanes || column >= half) continue;
       float* to = warp + 1 < warps ? block_sum : mine;
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int at = c * s.head_dim + column;
+      for (int part = 0; part < 2; ++part) {
+        const int at = part * s.head_dim + column;
         if (warp > 0) {
 #pragma unroll
           for (int i = 0; i < N; ++i) {
-            grad_weight[c].first[i] += block_sum[at + i];
-            grad_weight[c].second[i] += block_sum[at + half + i];
+            sums[part].first[i] += block_sum[at + i];
+            sums[part].second[i] += block_sum[at + half + i];
           }
         }
-        store_floats<N>(to + at, grad_weight[c].first);
-        store_floats<N>(to + at + half, grad_weight[c].second);
+        store_floats<N>(to + at, sums[part].first);
+        store_floats<N>(to + at + half, sums[part].second);
       }
     }
   } else if constexpr (NORM == QkNorm::full) {
@@ -372,13 +390,15 @@ void rope_backward(const RopeBackwardArgs& a, Stream stream) {
     with_vector<T>(elements, [&]<int N>(Constant<N>) {
       const RopeGeometry geometry = geometry_of(s, N);
       with_norm(s.norm, [&]<QkNorm NORM>() {
-        with_chunks(NORM == QkNorm::full ? geometry.chunks_per_thread : 1, [&]<int C>(Constant<C>) {
-          if constexpr (C > 0) {
+        with_chunks(NORM == QkNorm::none ? 0 : geometry.chunks_per_thread, [&]<int C>(Constant<C>) {
+          if constexpr (NORM == QkNorm::none ? C == 0 : (NORM == QkNorm::head || C > 0)) {
             const dim3 block(geometry.threads, geometry.tokens_per_block);
             const int threads = geometry.threads * geometry.tokens_per_block;
-            const int blocks =
-                persistent_blocks(std::max<int64_t>(1, ceil_div(s.num_tokens, geometry.tokens_per_block)),
-                                  multiprocessors, std::max(1, 1024 / threads));
+            // Without sums to keep there is no reason for a block to go on to further tokens.
+            const int64_t groups = std::max<int64_t>(1, ceil_div(s.num_tokens, geometry.tokens_per_block));
+            const int blocks = NORM == QkNorm::none
+                                   ? grid_size(groups)
+                                   : persistent_blocks(groups, multiprocessors, std::max(2, 1024 / threads));
             const int64_t partials =
                 NORM == QkNorm::head ? blocks : int64_t{blocks} * geometry.tokens_per_block;
             float* partial = nullptr;
