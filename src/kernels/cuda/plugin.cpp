@@ -9,7 +9,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 
-#include <cstring>
+#include <cstdio>
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/kernels.h"
@@ -36,7 +36,7 @@ bool device_info(int device, DeviceInfo* info) {
   cudaDeviceProp properties{};
   MOEBIUS_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
   *info = {};
-  std::strncpy(info->name, properties.name, sizeof(info->name) - 1);
+  std::snprintf(info->name, sizeof(info->name), "%s", properties.name);
   info->compute_major = properties.major;
   info->compute_minor = properties.minor;
   info->num_multiprocessors = properties.multiProcessorCount;
