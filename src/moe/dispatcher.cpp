@@ -1,0 +1,12 @@
+#include "moe/dispatcher.h"
+
+#include "ops/experts.h"
+
+namespace moebius::moe {
+
+at::Tensor LocalDispatcher::apply(const at::Tensor& x_TD, const ops::Routing& routing,
+                                  const ExpertWeights& experts, bool recompute) const {
+  return ops::expert_ffn(x_TD, experts.gate_up_E2FD, experts.down_EDF, routing, recompute);
+}
+
+}  // namespace moebius::moe

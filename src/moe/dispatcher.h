@@ -1,0 +1,34 @@
+// How routed tokens reach their experts and come back. The interface lives here with its caller;
+// implementations for several processes sit higher and are plugged in.
+// (docs/adr/0011-dispatcher-covers-the-experts.md)
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "ops/route.h"
+
+namespace moebius::moe {
+
+// The weights of the experts that this process holds.
+struct ExpertWeights {
+  at::Tensor gate_up_E2FD;  // (E, 2F, D)
+  at::Tensor down_EDF;      // (E, D, F)
+};
+
+class TokenDispatcher {
+ public:
+  virtual ~TokenDispatcher() = default;
+  // y_TD = sum_k weight[t, k] * expert_{choice[t, k]}(x_t), with autograd in x, the routing weights and the
+  // experts' weights. `recompute`: keep less for the backward pass.
+  virtual at::Tensor apply(const at::Tensor& x_TD, const ops::Routing& routing, const ExpertWeights& experts,
+                           bool recompute) const = 0;
+};
+
+// All experts in this process: one fused operator (ops/experts.h).
+class LocalDispatcher final : public TokenDispatcher {
+ public:
+  at::Tensor apply(const at::Tensor& x_TD, const ops::Routing& routing, const ExpertWeights& experts,
+                   bool recompute) const override;
+};
+
+}  // namespace moebius::moe

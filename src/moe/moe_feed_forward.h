@@ -1,0 +1,39 @@
+// The mixture-of-experts feed-forward: routed experts and, where configured, shared ones that every token
+// passes. (Shazeer et al. 2017; shared experts: Dai et al. 2024, "DeepSeekMoE")
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "config/model_config.h"
+#include "moe/dispatcher.h"
+#include "moe/router.h"
+#include "nn/decoder.h"
+#include "nn/feed_forward.h"
+
+namespace moebius::moe {
+
+class MoeFeedForward final : public nn::FeedForward {
+ public:
+  MoeFeedForward(const config::ModelConfig& config, int64_t layer, const std::string& prefix,
+                 nn::ParamTable& params, std::shared_ptr<const TokenDispatcher> dispatcher);
+  nn::FeedForwardResult forward(const at::Tensor& x_TD, const nn::FeedForwardContext& context) const override;
+
+ private:
+  config::BalanceConfig balance_;
+  int64_t layer_;
+  std::shared_ptr<const TokenDispatcher> dispatcher_;
+  Router router_;
+  nn::Param& gate_up_;  // (E, 2F, D), gate and up rows interleaved
+  nn::Param& down_;     // (E, D, F)
+  std::unique_ptr<nn::DenseFeedForward> shared_;
+};
+
+// A decoder whose layers are dense or routed as `config` says. Only declares its parameters.
+std::unique_ptr<nn::Decoder> make_decoder(const config::ModelConfig& config,
+                                          std::shared_ptr<const TokenDispatcher> dispatcher = nullptr);
+
+// Whether a layer has experts.
+bool is_moe_layer(const config::ModelConfig& config, int64_t layer);
+
+}  // namespace moebius::moe

@@ -1,0 +1,84 @@
+// Shapes: T tokens, D model width, E experts.
+#include "moe/router.h"
+
+#include <ATen/ops/mm.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cmath>
+
+#include "base/check.h"
+#include "ops/linear.h"
+
+namespace moebius::moe {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// On a device: the fp32 copy of x is made anew in the backward pass instead of being kept.
+class RouterLogits : public torch::autograd::Function<RouterLogits> {
+ public:
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x_TD, const at::Tensor& weight_ED) {
+    ctx->save_for_backward({x_TD, weight_ED});
+    return at::mm(x_TD.to(at::kFloat), weight_ED.t());
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const at::Tensor &x_TD = saved[0], &weight_ED = saved[1];
+    at::Tensor grad_x_TD, grad_weight_ED;
+    if (ctx->needs_input_grad(0)) grad_x_TD = at::mm(grads[0], weight_ED).to(x_TD.scalar_type());
+    if (ctx->needs_input_grad(1)) grad_weight_ED = at::mm(grads[0].t(), x_TD.to(at::kFloat));
+    return {grad_x_TD, grad_weight_ED};
+  }
+};
+
+ops::RouteOptions route_options(const config::MoeConfig& config, int64_t num_tokens, bool may_drop) {
+  ops::RouteOptions options;
+  options.top_k = config.top_k;
+  options.score = config.score == "sigmoid" ? kernels::Score::sigmoid : kernels::Score::softmax;
+  options.softmax_after_topk = config.softmax_order == "after_topk";
+  options.normalize = config.normalize_weights;
+  options.scale = config.weight_scale;
+  if (may_drop && config.capacity_factor > 0) {
+    const double mean_load =
+        static_cast<double>(num_tokens * config.top_k) / static_cast<double>(config.experts);
+    options.capacity = static_cast<int64_t>(std::ceil(config.capacity_factor * mean_load));
+  }
+  return options;
+}
+
+}  // namespace
+
+at::Tensor router_logits(const at::Tensor& x_TD, const at::Tensor& weight_ED) {
+  MOEBIUS_CHECK(weight_ED.scalar_type() == at::kFloat, "router weight is ", weight_ED.scalar_type());
+  if (x_TD.is_cpu()) return ops::linear(x_TD.to(at::kFloat), weight_ED);
+  return RouterLogits::apply(x_TD, weight_ED);
+}
+
+Router::Router(const config::ModelConfig& config, const std::string& prefix, nn::ParamTable& params)
+    : config_(config.moe),
+      weight_(params.declare({.name = prefix + "router",
+                              .dims = {config.moe.experts, config.dim},
+                              .klass = nn::ParamClass::router,
+                              .init = nn::Init::normal(config.init_std),
+                              .is_fp32 = true})) {
+  if (config.moe.balance.bias_rate > 0)
+    bias_ = &params.declare({.name = prefix + "router_bias",
+                             .dims = {config.moe.experts},
+                             .klass = nn::ParamClass::router,
+                             .init = nn::Init::zeros(),
+                             .decays = false,
+                             .is_fp32 = true,
+                             .is_buffer = true});
+}
+
+ops::Routing Router::route(const at::Tensor& x_TD, const at::Tensor& sequence_of_T, int64_t num_sequences,
+                           bool may_drop) const {
+  const bool per_sequence = config_.balance.aux_scope == "sequence" && sequence_of_T.defined();
+  return ops::route(router_logits(x_TD, weight_.value), bias_ ? bias_->value : at::Tensor(),
+                    per_sequence ? sequence_of_T : at::Tensor(), per_sequence ? num_sequences : 1,
+                    route_options(config_, x_TD.size(0), may_drop));
+}
+
+}  // namespace moebius::moe

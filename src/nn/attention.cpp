@@ -1,0 +1,76 @@
+// Shapes: T tokens, D model width, H query heads, Hk key/value heads, d head width, C = (H + 2 Hk) d.
+#include "nn/attention.h"
+
+#include <ATen/ops/ones.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+
+#include "ops/linear.h"
+
+namespace moebius::nn {
+
+Attention::Attention(const AttentionOptions& options, const std::string& prefix, ParamTable& params)
+    : options_(options),
+      qkv_(params.declare(
+          {.name = prefix + "qkv",
+           .dims = {(options.num_heads + 2 * options.num_kv_heads) * options.head_dim, options.dim},
+           .sharding = {.tp = 0},
+           .init = Init::normal(options.init_std)})),
+      out_(params.declare({.name = prefix + "out",
+                           .dims = {options.dim, options.num_heads * options.head_dim},
+                           .sharding = {.tp = 1},
+                           .init = Init::normal(options.out_std)})) {
+  if (options.qk_norm == kernels::QkNorm::none) return;
+  const bool full = options.qk_norm == kernels::QkNorm::full;
+  const auto declare = [&](const char* name, int64_t heads) {
+    return &params.declare({.name = prefix + name,
+                            .dims = {full ? heads * options.head_dim : options.head_dim},
+                            .klass = ParamClass::norm,
+                            .init = Init::ones(),
+                            .decays = false});
+  };
+  q_norm_ = declare("q_norm", options.num_heads);
+  k_norm_ = declare("k_norm", options.num_kv_heads);
+}
+
+at::Tensor Attention::projected(const at::Tensor& x_TD, const at::Tensor& positions_T,
+                                const at::Tensor& cos_sin_PD) const {
+  ops::RopeOptions rope;
+  rope.num_heads = options_.num_heads;
+  rope.num_kv_heads = options_.num_kv_heads;
+  rope.head_dim = options_.head_dim;
+  rope.norm = options_.qk_norm;
+  rope.eps = options_.norm_eps;
+  return ops::qk_norm_rope(ops::linear(x_TD, qkv_.value), q_norm_ ? q_norm_->value : at::Tensor(),
+                           k_norm_ ? k_norm_->value : at::Tensor(), positions_T, cos_sin_PD, rope);
+}
+
+at::Tensor Attention::forward(const at::Tensor& x_TD, const at::Tensor& positions_T,
+                              const at::Tensor& cos_sin_PD, const ops::Segments& documents) const {
+  const at::Tensor qkv_TC = projected(x_TD, positions_T, cos_sin_PD);
+  const at::Tensor y_TC =
+      ops::attention(qkv_TC, documents, {options_.num_heads, options_.num_kv_heads, options_.head_dim});
+  return ops::linear(y_TC, out_.value);
+}
+
+at::Tensor Attention::forward_cached(const at::Tensor& x_TD, const at::Tensor& positions_T,
+                                     const at::Tensor& cos_sin_PD, int64_t layer, KvCache& cache) const {
+  const int64_t count = x_TD.size(0), heads = options_.num_heads, kv_heads = options_.num_kv_heads;
+  const at::Tensor qkv_THd =
+      projected(x_TD, positions_T, cos_sin_PD).view({count, heads + 2 * kv_heads, options_.head_dim});
+  const at::Tensor q_HTd = qkv_THd.narrow(1, 0, heads).transpose(0, 1);
+  const int64_t before = cache.length();
+  const KvCache::KeysValues held =
+      cache.append(layer, qkv_THd.narrow(1, heads, kv_heads), qkv_THd.narrow(1, heads + kv_heads, kv_heads));
+  // Row t of the new tokens sees the tokens before them and the new ones up to itself.
+  at::Tensor mask;
+  if (count > 1 && before > 0)
+    mask = at::ones({count, before + count}, x_TD.options().dtype(at::kBool)).tril_(before);
+  const at::Tensor y_1HTd =
+      at::scaled_dot_product_attention(q_HTd.unsqueeze(0), held.keys.unsqueeze(0), held.values.unsqueeze(0),
+                                       mask.defined() ? std::optional<at::Tensor>(mask) : std::nullopt, 0.0,
+                                       count > 1 && before == 0, std::nullopt, heads != kv_heads);
+  const at::Tensor y_TC = y_1HTd.squeeze(0).transpose(0, 1).reshape({count, heads * options_.head_dim});
+  return ops::linear(y_TC, out_.value);
+}
+
+}  // namespace moebius::nn

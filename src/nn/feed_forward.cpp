@@ -1,0 +1,34 @@
+// Shapes: T tokens, D model width, F hidden width.
+#include "nn/feed_forward.h"
+
+#include "nn/recompute.h"
+#include "ops/linear.h"
+#include "ops/swiglu.h"
+
+namespace moebius::nn {
+
+DenseFeedForward::DenseFeedForward(int64_t dim, int64_t hidden, double init_std, double out_std,
+                                   const std::string& prefix, ParamTable& params)
+    : gate_up_(params.declare({.name = prefix + "gate_up",
+                               .dims = {2 * hidden, dim},
+                               .klass = ParamClass::dense,
+                               .sharding = {.tp = 0},
+                               .init = Init::normal(init_std)})),
+      down_(params.declare({.name = prefix + "down",
+                            .dims = {dim, hidden},
+                            .klass = ParamClass::dense,
+                            .sharding = {.tp = 1},
+                            .init = Init::normal(out_std)})) {}
+
+FeedForwardResult DenseFeedForward::forward(const at::Tensor& x_TD, const FeedForwardContext& context) const {
+  const auto compute = [this](const at::Tensor& x) {
+    return ops::linear(ops::swiglu(ops::linear(x, gate_up_.value)), down_.value);
+  };
+  if (!context.recompute) return {compute(x_TD), {}};
+  const std::vector<at::Tensor> outputs = recompute({x_TD}, [compute](const std::vector<at::Tensor>& in) {
+    return std::vector<at::Tensor>{compute(in[0])};
+  });
+  return {outputs[0], {}};
+}
+
+}  // namespace moebius::nn

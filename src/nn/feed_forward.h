@@ -1,0 +1,57 @@
+// The feed-forward half of a block, dense or routed, behind one interface: the decoder does not know experts.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+
+#include "nn/param.h"
+
+namespace moebius::nn {
+
+// Told what a routed layer did with a micro-batch; tensors stay on their device and are detached.
+class RoutingObserver {
+ public:
+  virtual ~RoutingObserver() = default;
+  // counts_E fp32: slots chosen per expert before dropping; entropy: fp32 scalar, mean over tokens, nats;
+  // offsets_E1 int32: the last entry is the number of rows that were kept; num_slots: T * K.
+  virtual void observe(int64_t layer, const at::Tensor& counts_E, const at::Tensor& entropy,
+                       const at::Tensor& offsets_E1, int64_t num_slots) = 0;
+};
+
+struct FeedForwardContext {
+  at::Tensor sequence_of_T;  // int32 ascending sequence number of each token; undefined for one sequence
+  int64_t num_sequences = 1;
+  bool recompute = false;    // keep less for the backward pass and compute it again there
+  bool with_losses = false;  // balance losses are wanted
+  bool may_drop = true;      // a capacity limit applies (not in generation)
+  RoutingObserver* observer = nullptr;
+};
+
+struct FeedForwardResult {
+  at::Tensor y_TD;
+  at::Tensor balance_loss;  // fp32 scalar with its coefficients applied; undefined when there is none
+};
+
+class FeedForward {
+ public:
+  virtual ~FeedForward() = default;
+  virtual FeedForwardResult forward(const at::Tensor& x_TD, const FeedForwardContext& context) const = 0;
+};
+
+// SwiGLU with the hidden width F: y = W_down (silu(W_gate x) * (W_up x)). Rows 2f and 2f+1 of gate_up are
+// gate and up of unit f. (Shazeer 2020)
+class DenseFeedForward final : public FeedForward {
+ public:
+  // init_std: of gate and up; out_std: of down.
+  DenseFeedForward(int64_t dim, int64_t hidden, double init_std, double out_std, const std::string& prefix,
+                   ParamTable& params);
+  FeedForwardResult forward(const at::Tensor& x_TD, const FeedForwardContext& context) const override;
+
+ private:
+  Param& gate_up_;  // (2F, D)
+  Param& down_;     // (D, F)
+};
+
+}  // namespace moebius::nn

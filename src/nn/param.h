@@ -1,0 +1,83 @@
+// Parameters and their declarations. A layer owns handles to its parameters and computes with them;
+// everything else (initialisation, optimizer, checkpoints, memory plans, parallel layouts) works from the
+// table of declarations and never edits a layer.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <vector>
+
+namespace moebius::nn {
+
+enum class ParamClass : uint8_t { expert, dense, embedding, router, norm };
+const char* name_of(ParamClass klass);
+
+// Which dim each mesh axis splits; -1: the axis replicates the parameter.
+struct AxisMap {
+  int ep = -1;  // expert axis
+  int tp = -1;  // tensor axis
+};
+
+struct Init {
+  enum class Kind : uint8_t { normal, ones, zeros };
+  Kind kind = Kind::normal;
+  double std = 0;
+
+  static Init normal(double std) { return {Kind::normal, std}; }
+  static Init ones() { return {Kind::ones, 0}; }
+  static Init zeros() { return {Kind::zeros, 0}; }
+};
+
+// What a layer says about one parameter before any memory exists.
+struct ParamSpec {
+  std::string name;           // "layers.3.moe.gate_up"
+  std::vector<int64_t> dims;  // logical sizes; never sharded sizes
+  ParamClass klass = ParamClass::dense;
+  AxisMap sharding = {};
+  Init init = {};
+  bool decays = true;      // weight decay applies
+  bool is_fp32 = false;    // stays fp32 whatever the model's precision (router)
+  bool is_buffer = false;  // saved with the model, but has no gradient (selection bias)
+
+  int64_t num_elements() const;
+};
+
+struct Param {
+  ParamSpec spec;
+  at::Tensor value;  // undefined until ParamTable::allocate; a leaf that requires grad unless it is a buffer
+};
+
+// Owner of all parameters of a model, in the order of declaration. Handles stay valid while the table lives.
+class ParamTable {
+ public:
+  ParamTable() = default;
+  ParamTable(const ParamTable&) = delete;
+  ParamTable& operator=(const ParamTable&) = delete;
+
+  // Names must be unique (CHECK).
+  Param& declare(ParamSpec spec);
+
+  // Gives every parameter its memory: `dtype` (fp32 or bf16), or fp32 where the declaration says so. Values
+  // are undefined until initialise() or a checkpoint fills them.
+  void allocate(at::ScalarType dtype, at::Device device);
+
+  // Fills the parameters as declared. Each value is a pure function of (seed, name, index): it depends
+  // neither on the device nor on the number of threads nor on the other parameters.
+  void initialise(uint64_t seed);
+
+  std::deque<Param>& params() { return params_; }
+  const std::deque<Param>& params() const { return params_; }
+  Param* find(const std::string& name);
+
+  // Elements with a gradient; those of one class.
+  int64_t num_elements() const;
+  int64_t num_elements(ParamClass klass) const;
+
+ private:
+  std::deque<Param> params_;
+};
+
+}  // namespace moebius::nn
