@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "cli/data_command.h"
 #include "cli/doctor_command.h"
+#include "cli/train_command.h"
 
 namespace moebius::cli {
 namespace {
@@ -19,6 +20,7 @@ int run(int argc, char** argv) {
   CLI::App app{"Moebius trains, compresses and serves mixture-of-experts language models", "moebius"};
   app.require_subcommand(1);
   app.set_version_flag("--version", MOEBIUS_VERSION);
+  add_train_command(app);
   add_data_command(app);
   add_doctor_command(app);
   try {

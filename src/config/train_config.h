@@ -83,6 +83,7 @@ void describe(V& v, ScheduleConfig& c) {
 
 struct CheckpointConfig {
   int64_t every = 0;
+  bool at_end = true;
   int64_t keep = 2;
   bool background = true;
 };
@@ -90,6 +91,7 @@ struct CheckpointConfig {
 template <class V>
 void describe(V& v, CheckpointConfig& c) {
   v.field("every", c.every, at_least(0), "steps", "Interval of checkpoints; 0: only at the end.");
+  v.field("at_end", c.at_end, any(), "", "Save when the run ends or is interrupted; false: for benchmarks.");
   v.field("keep", c.keep, at_least(1), "", "How many of the newest checkpoints stay on disk.");
   v.field("background", c.background, any(), "", "Write while training goes on.");
 }

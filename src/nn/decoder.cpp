@@ -154,6 +154,10 @@ at::Tensor Decoder::loss(const at::Tensor& hidden_TD, const at::Tensor& targets_
   return ops::linear_cross_entropy(hidden_TD, output_weight(), targets_T, scale, token_loss_T);
 }
 
+at::Tensor Decoder::logits(const at::Tensor& hidden_TD) const {
+  return ops::linear(hidden_TD, output_weight()).to(at::kFloat);
+}
+
 at::Tensor Decoder::next_logits(const at::Tensor& tokens_T, KvCache& cache) const {
   const at::NoGradGuard no_grad;
   const int64_t count = tokens_T.size(0), before = cache.length();
@@ -176,7 +180,7 @@ at::Tensor Decoder::next_logits(const at::Tensor& tokens_T, KvCache& cache) cons
   const at::Tensor last_1D = stream.x_TD.narrow(0, count - 1, 1),
                    delta_1D = stream.delta_TD.narrow(0, count - 1, 1);
   const at::Tensor hidden_1D = add_norm(last_1D, delta_1D, *final_norm_, config_.norm_eps).second;
-  return ops::linear(hidden_1D, output_weight()).to(at::kFloat).squeeze(0);
+  return logits(hidden_1D).squeeze(0);
 }
 
 KvCache Decoder::make_cache(int64_t capacity) const {

@@ -67,6 +67,9 @@ class Decoder {
   at::Tensor loss(const at::Tensor& hidden_TD, const at::Tensor& targets_T, double scale,
                   at::Tensor* token_loss_T = nullptr) const;
 
+  // Logits of final hidden states, (T, V) fp32; for few rows.
+  at::Tensor logits(const at::Tensor& hidden_TD) const;
+
   // One sequence, no autograd: passes tokens_T (the ones after those in the cache) and returns the logits of
   // the last one, (V) fp32.
   at::Tensor next_logits(const at::Tensor& tokens_T, KvCache& cache) const;

@@ -12,8 +12,8 @@ struct SwigluForwardArgs {
   void* out;                  // (R, F) out
   const int32_t* valid_rows;  // pointer (device memory for device kernels) to the number of rows that count,
                               // or null for all; rows past it are written as zeros
-  int64_t num_rows;  // R
-  int64_t width;     // F
+  int64_t num_rows;           // R
+  int64_t width;              // F
   DType dtype;
 };
 

@@ -292,15 +292,19 @@ HWY_EXPORT(StatsRows);
 void route_forward(const RouteForwardArgs& args, Stream) {
   check_options(args.options);
   parallel_for(0, args.options.num_tokens, row_grain(16 * args.options.num_experts),
-               [&](int64_t begin, int64_t end) { HWY_DYNAMIC_DISPATCH(RouteRows)
-                                                 (args, begin, end); });
+               [&](int64_t begin, int64_t end) {
+                 HWY_DYNAMIC_DISPATCH(RouteRows)
+                 (args, begin, end);
+               });
 }
 
 void route_backward(const RouteBackwardArgs& args, Stream) {
   check_options(args.options);
   parallel_for(0, args.options.num_tokens, row_grain(8 * args.options.num_experts),
-               [&](int64_t begin, int64_t end) { HWY_DYNAMIC_DISPATCH(RouteBackRows)
-                                                 (args, begin, end); });
+               [&](int64_t begin, int64_t end) {
+                 HWY_DYNAMIC_DISPATCH(RouteBackRows)
+                 (args, begin, end);
+               });
 }
 
 // Each block of tokens sums its segments by itself (segments ascend, so a block holds a few neighbours); the

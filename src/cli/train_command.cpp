@@ -1,0 +1,91 @@
+#include "cli/train_command.h"
+
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/parallel.h"
+#include "cli/config_files.h"
+#include "config/docs.h"
+#include "config/dump.h"
+#include "ops/device.h"
+#include "train/trainer.h"
+
+namespace moebius::cli {
+namespace {
+
+struct Arguments {
+  std::string config, run_dir, device = "auto", metrics_address, dump;
+  std::vector<std::string> overrides;
+  bool resume = false, overwrite = false, trace = false;
+  int threads = 0;
+};
+
+void print_config(const Arguments& arguments) {
+  if (arguments.dump == "docs") {
+    std::cout << config::markdown_reference();
+    return;
+  }
+  if (arguments.config.empty()) throw_user_error("--dump-config ", arguments.dump, " needs a config file");
+  std::cout << config::dump(
+      load_config(arguments.config, arguments.overrides),
+      arguments.dump == "full" ? config::DumpStyle::kFull : config::DumpStyle::kMinimal);
+}
+
+train::RunMode mode_of(const Arguments& arguments) {
+  if (arguments.resume) return train::RunMode::resume;
+  return arguments.overwrite ? train::RunMode::overwrite : train::RunMode::fresh;
+}
+
+void run(const Arguments& arguments) {
+  if (!arguments.dump.empty()) return print_config(arguments);
+  if (arguments.config.empty())
+    throw_user_error("train needs a config file, for example configs/shakespeare.toml");
+  ops::load_cuda_plugin();
+  if (arguments.threads > 0) set_num_threads(arguments.threads);
+  train::TrainOptions options;
+  options.config = load_config(arguments.config, arguments.overrides);
+  options.run_dir = arguments.run_dir.empty()
+                        ? std::filesystem::path("runs") / std::filesystem::path(arguments.config).stem()
+                        : std::filesystem::path(arguments.run_dir);
+  options.mode = mode_of(arguments);
+  options.device = ops::choose_device(arguments.device);
+  if (!arguments.metrics_address.empty()) options.metrics_address = arguments.metrics_address;
+  options.trace = arguments.trace;
+  const train::TrainResult result = train::train(options);
+  if (!result.sample.empty()) std::cout << "\n" << result.sample << "\n\n";
+  std::cout << (result.interrupted ? "interrupted after step " : "done: step ") << result.steps;
+  if (result.validation_loss) std::cout << ", validation loss " << *result.validation_loss;
+  std::cout << "; results in " << options.run_dir.string() << "\n";
+  if (result.interrupted) std::cout << "go on with the same command and --resume\n";
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& app) {
+  CLI::App* command = app.add_subcommand("train", "Train a model as a config file says");
+  auto arguments = std::make_shared<Arguments>();
+  command->add_option("config", arguments->config, "Config file (TOML)");
+  command->add_option("--run", arguments->run_dir, "Run folder (default: runs/<name of the config>)");
+  command->add_option("--set", arguments->overrides, "Override a field: train.steps=200")
+      ->allow_extra_args(false);
+  command->add_option("--device", arguments->device, "cpu, cuda or auto")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"cpu", "cuda", "auto"}));
+  command->add_option("--threads", arguments->threads, "CPU threads (default: all cores)")
+      ->check(CLI::PositiveNumber);
+  CLI::Option* resume = command->add_flag("--resume", arguments->resume, "Go on from the newest checkpoint");
+  command->add_flag("--overwrite", arguments->overwrite, "Replace the run that is there")->excludes(resume);
+  command->add_option("--metrics-port", arguments->metrics_address,
+                      "Serve Prometheus metrics on this port (or HOST:PORT); 0 takes a free one");
+  command->add_flag("--trace", arguments->trace,
+                    "Write a trace of a few steps to trace.json in the run folder");
+  command->add_option("--dump-config", arguments->dump, "Print the config instead: full, minimal, or docs")
+      ->check(CLI::IsMember({"full", "minimal", "docs"}));
+  command->callback([arguments] { run(*arguments); });
+}
+
+}  // namespace moebius::cli

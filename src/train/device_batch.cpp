@@ -1,0 +1,44 @@
+// Shapes: T tokens, N documents.
+#include "train/device_batch.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+
+#include "base/check.h"
+
+namespace moebius::train {
+namespace {
+
+at::Tensor transfer(const at::Tensor& host, at::Device device) {
+  if (device.is_cpu()) return host;
+  at::Tensor pinned = at::empty(host.sizes(), host.options().pinned_memory(true));
+  pinned.copy_(host);
+  return pinned.to(device, /*non_blocking=*/true);
+}
+
+}  // namespace
+
+nn::TokenBatch to_device(data::Batch& batch, at::Device device) {
+  const int64_t num_tokens = batch.num_tokens();
+  MOEBIUS_CHECK_EQ(num_tokens, batch.num_sequences * batch.sequence_length);
+  const auto longs = at::TensorOptions().dtype(at::kLong), ints = at::TensorOptions().dtype(at::kInt);
+  nn::TokenBatch out;
+  out.tokens_T = transfer(at::from_blob(batch.tokens.data(), {num_tokens}, longs), device);
+  out.targets_T = transfer(at::from_blob(batch.targets.data(), {num_tokens}, longs), device);
+  out.positions_T = transfer(at::from_blob(batch.positions.data(), {num_tokens}, ints), device);
+  out.documents.cu_seqlens = batch.cu_seqlens;
+  out.documents.max_length = batch.max_seqlen;
+  if (!device.is_cpu() && out.documents.uniform_length() == 0)
+    out.documents.cu_seqlens_device = transfer(
+        at::from_blob(batch.cu_seqlens.data(), {static_cast<int64_t>(batch.cu_seqlens.size())}, ints),
+        device);
+  out.max_position = batch.sequence_length;
+  out.num_sequences = batch.num_sequences;
+  if (batch.num_sequences > 1)
+    out.sequence_of_T =
+        at::arange(batch.num_sequences, ints.device(device)).repeat_interleave(batch.sequence_length);
+  return out;
+}
+
+}  // namespace moebius::train

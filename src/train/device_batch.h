@@ -1,0 +1,14 @@
+// Batches of the loader as tensors on the model's device.
+#pragma once
+
+#include "data/batch.h"
+#include "nn/decoder.h"
+
+namespace moebius::train {
+
+// On the CPU the tensors share the batch's memory, which must stay as it is while they are in use; for a
+// device the batch is copied through pinned memory without waiting, and may be changed as soon as this
+// returns.
+nn::TokenBatch to_device(data::Batch& batch, at::Device device);
+
+}  // namespace moebius::train

@@ -1,0 +1,24 @@
+// Floating-point operations that the model itself needs, the base of model_tflops and MFU.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "config/model_config.h"
+
+namespace moebius::train {
+
+// Weights of matrix products that one token passes: router, chosen and shared experts and the output layer
+// included, the embedding's look-up not.
+int64_t active_linear_weights(const config::ModelConfig& model);
+
+// Forward and backward of one token: 6 x active linear weights + 6 L S H d for causal attention over
+// sequences of S tokens, counted once. Recomputation is not counted. `model.vocab` must be set.
+double model_flops_per_token(const config::ModelConfig& model, int64_t sequence);
+
+// Dense bf16 rate of the matrix units in FLOP/s by the vendor's data sheet; none for devices that are not
+// listed.
+std::optional<double> peak_bf16_flops(const std::string& device_name);
+
+}  // namespace moebius::train

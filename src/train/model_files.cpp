@@ -1,0 +1,84 @@
+#include "train/model_files.h"
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "config/load.h"
+#include "moe/moe_feed_forward.h"
+
+namespace moebius::train {
+namespace {
+
+std::unique_ptr<nn::Decoder> allocated(const config::RunConfig& config, at::Device device) {
+  std::unique_ptr<nn::Decoder> decoder = moe::make_decoder(config.model);
+  decoder->params().allocate(dtype_of(config.train.precision), device);
+  return decoder;
+}
+
+// The tokenizer that the run keeps a copy of, else the one that its config names.
+std::shared_ptr<const data::Tokenizer> tokenizer_of(const ckpt::Checkpoint& checkpoint,
+                                                    const config::DataConfig& data) {
+  if (data.synthetic && data.tokenizer == "bytes") return nullptr;
+  const std::filesystem::path copy =
+      checkpoint.path().parent_path().parent_path() / tokenizer_copy_name(data.tokenizer);
+  const bool has_copy = data.tokenizer != "bytes" && std::filesystem::exists(copy);
+  auto tokenizer = data::open_tokenizer(has_copy ? copy.string() : data.tokenizer);
+  const auto state = nlohmann::json::parse(checkpoint.state_json());
+  const std::string expected = state.value("tokenizer_fingerprint", tokenizer->fingerprint());
+  if (tokenizer->fingerprint() != expected)
+    throw_user_error(has_copy ? copy.string() : data.tokenizer, " is the tokenizer ",
+                     tokenizer->fingerprint(), ", but ", checkpoint.path().string(), " was trained with ",
+                     expected, "; put the original file back");
+  return tokenizer;
+}
+
+}  // namespace
+
+std::string tokenizer_copy_name(const std::string& tokenizer) {
+  return "tokenizer" + std::filesystem::path(tokenizer).extension().string();
+}
+
+at::ScalarType dtype_of(const std::string& precision) {
+  return precision == "bf16" ? at::kBFloat16 : at::kFloat;
+}
+
+int64_t vocabulary(const config::RunConfig& config, const data::Tokenizer* tokenizer) {
+  if (tokenizer == nullptr) return config.model.vocab;
+  if (config.model.vocab == 0) return tokenizer->vocab_size();
+  if (config.model.vocab < tokenizer->vocab_size())
+    throw_user_error("model.vocab is ", config.model.vocab, ", but data.tokenizer '", config.data.tokenizer,
+                     "' has ", tokenizer->vocab_size(),
+                     " tokens; set model.vocab to at least that, or to 0 to let the tokenizer decide");
+  return config.model.vocab;
+}
+
+std::unique_ptr<nn::Decoder> make_model(const config::RunConfig& config, at::Device device) {
+  std::unique_ptr<nn::Decoder> decoder = allocated(config, device);
+  decoder->params().initialise(static_cast<uint64_t>(config.train.seed));
+  return decoder;
+}
+
+ckpt::TensorGroup model_group(nn::Decoder& decoder) {
+  ckpt::TensorGroup group{kModelGroup, {}};
+  for (const nn::Param& param : decoder.params().params())
+    group.tensors.push_back({param.spec.name, param.value.detach()});
+  return group;
+}
+
+LoadedModel load_model(const std::filesystem::path& path, at::Device device) {
+  const ckpt::Checkpoint checkpoint = ckpt::open_run_or_checkpoint(path);
+  LoadedModel loaded;
+  loaded.config =
+      config::parse_run_config(checkpoint.config(), (checkpoint.path() / "manifest.json").string());
+  loaded.step = checkpoint.step();
+  loaded.checkpoint = checkpoint.path();
+  loaded.tokenizer = tokenizer_of(checkpoint, loaded.config.data);
+  loaded.config.model.vocab = vocabulary(loaded.config, loaded.tokenizer.get());
+  loaded.decoder = allocated(loaded.config, device);
+  for (nn::Param& param : loaded.decoder->params().params()) param.value.set_requires_grad(false);
+  const std::vector<ckpt::TensorGroup> groups{model_group(*loaded.decoder)};
+  checkpoint.load(groups);
+  return loaded;
+}
+
+}  // namespace moebius::train

@@ -1,0 +1,47 @@
+// Models in memory and in checkpoints.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ckpt/checkpoint.h"
+#include "config/train_config.h"
+#include "data/tokenizer.h"
+#include "nn/decoder.h"
+
+namespace moebius::train {
+
+// Group names in checkpoints.
+inline constexpr char kModelGroup[] = "model";
+inline constexpr char kOptimizerGroup[] = "optimizer";
+
+// Name of the copy of a tokenizer file that a run folder keeps, so that the run needs nothing else.
+std::string tokenizer_copy_name(const std::string& tokenizer);
+
+at::ScalarType dtype_of(const std::string& precision);
+
+// config.model.vocab, or the tokenizer's size where that is 0. UserError when the tokenizer has ids that the
+// model has no row for. `tokenizer` may be null for synthetic data.
+int64_t vocabulary(const config::RunConfig& config, const data::Tokenizer* tokenizer);
+
+// A model with its memory; values are as initialised from the seed.
+std::unique_ptr<nn::Decoder> make_model(const config::RunConfig& config, at::Device device);
+
+ckpt::TensorGroup model_group(nn::Decoder& decoder);
+
+// A trained model, ready for evaluation and generation: parameters do not require gradients.
+struct LoadedModel {
+  config::RunConfig config;  // as stored; model.vocab is set
+  int64_t step = 0;
+  std::filesystem::path checkpoint;
+  std::unique_ptr<nn::Decoder> decoder;
+  std::shared_ptr<const data::Tokenizer> tokenizer;  // null for synthetic data
+};
+
+// `path`: a run folder (its newest checkpoint) or a checkpoint. UserError when it is neither, is damaged, or
+// when its tokenizer is gone.
+LoadedModel load_model(const std::filesystem::path& path, at::Device device);
+
+}  // namespace moebius::train

@@ -1,0 +1,65 @@
+#include "train/optimizer.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/zeros_like.h>
+
+namespace moebius::train {
+
+AdamW::AdamW(const config::OptimizerConfig& config, nn::ParamTable& params) : config_(config) {
+  const at::NoGradGuard no_grad;
+  const at::ScalarType state_dtype = config.state_dtype == "bf16" ? at::kBFloat16 : at::kFloat;
+  for (nn::Param& param : params.params()) {
+    if (param.spec.is_buffer) continue;
+    Slot slot;
+    slot.param = &param;
+    // An fp32 parameter among bf16 ones (the router) keeps fp32 moments.
+    const bool is_fp32 = param.value.scalar_type() == at::kFloat;
+    const auto options =
+        param.value.options().dtype(is_fp32 && param.spec.is_fp32 ? at::kFloat : state_dtype);
+    slot.m = at::zeros_like(param.value, options);
+    slot.v = at::zeros_like(param.value, options);
+    if (!is_fp32 && config.master_weights) slot.master = param.value.detach().to(at::kFloat);
+    slot.lr_scale = param.spec.name == "embedding" ? config.embedding_lr_scale : 1;
+    slot.weight_decay = param.spec.decays ? config.weight_decay : 0;
+    slots_.push_back(std::move(slot));
+  }
+}
+
+AdamW::Clip AdamW::clip() const {
+  std::vector<at::Tensor> grads;
+  for (const Slot& slot : slots_)
+    if (slot.param->value.grad().defined()) grads.push_back(slot.param->value.grad());
+  Clip clip;
+  clip.norm = ops::global_norm(grads);
+  clip.scale = ops::clip_scale(clip.norm, config_.grad_clip);
+  return clip;
+}
+
+void AdamW::step(double lr, int64_t step, const at::Tensor& clip_scale) {
+  std::vector<ops::AdamWState> states;
+  for (Slot& slot : slots_) {
+    const at::Tensor& grad = slot.param->value.grad();
+    if (!grad.defined()) continue;
+    states.push_back(
+        {slot.param->value, slot.master, grad, slot.m, slot.v, lr * slot.lr_scale, slot.weight_decay});
+  }
+  ops::adamw_step(states, {config_.beta1, config_.beta2, config_.eps, step}, clip_scale);
+  release_gradients();
+}
+
+void AdamW::release_gradients() {
+  for (Slot& slot : slots_) slot.param->value.mutable_grad().reset();
+}
+
+std::vector<ckpt::NamedTensor> AdamW::tensors() const {
+  std::vector<ckpt::NamedTensor> named;
+  for (const Slot& slot : slots_) {
+    const std::string& name = slot.param->spec.name;
+    named.push_back({"m." + name, slot.m});
+    named.push_back({"v." + name, slot.v});
+    if (slot.master.defined()) named.push_back({"master." + name, slot.master});
+  }
+  return named;
+}
+
+}  // namespace moebius::train

@@ -1,0 +1,46 @@
+// AdamW over the parameters of a model: state, groups, checkpoint view. The arithmetic is in ops/optimizer.h.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "ckpt/checkpoint.h"
+#include "config/train_config.h"
+#include "nn/param.h"
+#include "ops/optimizer.h"
+
+namespace moebius::train {
+
+class AdamW {
+ public:
+  // Allocates moments (zeros) and, for bf16 parameters when asked for, fp32 master weights (copies of the
+  // parameters: construct after they have their values). The table must outlive the optimizer.
+  AdamW(const config::OptimizerConfig& config, nn::ParamTable& params);
+
+  // Global norm of the gradients that exist, fp32 scalar on the device, and the clipping factor of it.
+  struct Clip {
+    at::Tensor norm, scale;
+  };
+  Clip clip() const;
+
+  // One step (`step` counts from 1) with the learning rate `lr`; parameters without a gradient are left
+  // alone. Nothing changes when clip.scale is not finite. Then the gradients are released.
+  void step(double lr, int64_t step, const at::Tensor& clip_scale);
+  void release_gradients();
+
+  // Names "m.<parameter>", "v.<parameter>", "master.<parameter>".
+  std::vector<ckpt::NamedTensor> tensors() const;
+
+ private:
+  struct Slot {
+    nn::Param* param;
+    at::Tensor m, v, master;
+    double lr_scale;
+    double weight_decay;
+  };
+  config::OptimizerConfig config_;
+  std::vector<Slot> slots_;
+};
+
+}  // namespace moebius::train

@@ -1,0 +1,38 @@
+#include "train/sample.h"
+
+#include "base/error.h"
+
+namespace moebius::train {
+
+void stream_text(const nn::Decoder& decoder, const data::Tokenizer& tokenizer, const SampleOptions& options,
+                 const std::function<bool(std::string_view text)>& on_text) {
+  std::vector<int64_t> prompt;
+  for (const int32_t id : tokenizer.encode(options.prompt)) prompt.push_back(id);
+  if (prompt.empty() && tokenizer.bos_id() >= 0) prompt.push_back(tokenizer.bos_id());
+  if (prompt.empty())
+    throw_user_error("the prompt is empty, and the tokenizer '", tokenizer.name(),
+                     "' has no token for the beginning of a text; give at least one character");
+  data::StreamDecoder text(tokenizer, /*continues=*/!options.prompt.empty());
+  bool wanted = true;
+  nn::generate(decoder, prompt, options.generate, [&](int64_t token) {
+    const auto id = static_cast<int32_t>(token);
+    if (id == tokenizer.eos_id()) return false;
+    const std::string piece = text.push(id);
+    if (!piece.empty()) wanted = on_text(piece);
+    return wanted;
+  });
+  const std::string rest = text.finish();
+  if (wanted && !rest.empty()) on_text(rest);
+}
+
+std::string sample_text(const nn::Decoder& decoder, const data::Tokenizer& tokenizer,
+                        const SampleOptions& options) {
+  std::string result = options.prompt;
+  stream_text(decoder, tokenizer, options, [&](std::string_view piece) {
+    result += piece;
+    return true;
+  });
+  return result;
+}
+
+}  // namespace moebius::train

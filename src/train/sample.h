@@ -1,0 +1,28 @@
+// Text that a model writes.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <string_view>
+
+#include "data/tokenizer.h"
+#include "nn/generation.h"
+
+namespace moebius::train {
+
+struct SampleOptions {
+  std::string prompt;
+  nn::GenerateOptions generate;
+};
+
+// Continues the prompt; `on_text` gets each piece of new text as soon as it is certain, always whole
+// characters. Generation ends early at the tokenizer's end of text, or when on_text returns false. UserError
+// when the prompt has no token.
+void stream_text(const nn::Decoder& decoder, const data::Tokenizer& tokenizer, const SampleOptions& options,
+                 const std::function<bool(std::string_view text)>& on_text);
+
+// Prompt and continuation.
+std::string sample_text(const nn::Decoder& decoder, const data::Tokenizer& tokenizer,
+                        const SampleOptions& options);
+
+}  // namespace moebius::train

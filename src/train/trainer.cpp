@@ -1,0 +1,304 @@
+#include "train/trainer.h"
+
+#include <ATen/Context.h>
+
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "base/clock.h"
+#include "base/concat.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/interrupt.h"
+#include "base/log.h"
+#include "base/parallel.h"
+#include "base/units.h"
+#include "ckpt/async_checkpointer.h"
+#include "config/dump.h"
+#include "config/load.h"
+#include "data/loader.h"
+#include "data/prepare.h"
+#include "ops/device.h"
+#include "telemetry/exporter.h"
+#include "telemetry/trace.h"
+#include "train/evaluate.h"
+#include "train/flops.h"
+#include "train/model_files.h"
+#include "train/optimizer.h"
+#include "train/report.h"
+#include "train/sample.h"
+#include "train/step.h"
+
+namespace moebius::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string name_of(at::Device device) {
+  if (!device.is_cuda()) return "cpu";
+  kernels::DeviceInfo info{};
+  return ops::cuda_plugin()->device_info(device.index(), &info) ? info.name : "cuda";
+}
+
+class Run {
+ public:
+  Run(const TrainOptions& options, const config::RunConfig& config, const data::Sources& sources,
+      const ckpt::RunLock& lock, telemetry::TrainMetrics& metrics)
+      : options_(options),
+        config_(config),
+        sources_(sources),
+        model_(make_model(config, options.device)),
+        optimizer_(config.optimizer, model_->params()),
+        step_(config_, *model_, optimizer_),
+        metrics_(metrics),
+        checkpointer_(
+            lock, {.save = {.keep = config.checkpoint.keep}, .background = config.checkpoint.background}) {
+    groups_ = {model_group(*model_), {kOptimizerGroup, optimizer_.tensors()}};
+    if (!sources.validation.empty())
+      validation_.emplace(sources.validation, sources.tokenizer, config.model.vocab, config.train.sequence,
+                          config.train.micro_batch);
+  }
+
+  void restore(const ckpt::Checkpoint& checkpoint) {
+    checkpoint.load(groups_);
+    first_step_ = checkpoint.step();
+    saved_step_ = first_step_;
+    log_info("resuming from step ", first_step_, " (", checkpoint.path().string(), ")");
+  }
+
+  TrainResult train();
+
+ private:
+  // Waits for the step that runs on the device, validates if asked to, reports, and stops the run when too
+  // many broke.
+  void settle(bool validates = false);
+  void after_step(int64_t step);
+  void save(int64_t step);
+  void validate(int64_t step);
+  std::string sample();
+  void trace(int64_t next_step);
+  void fail_when_broken(const StepNumbers& numbers);
+
+  const TrainOptions& options_;
+  const config::RunConfig& config_;
+  const data::Sources& sources_;
+  std::unique_ptr<nn::Decoder> model_;
+  AdamW optimizer_;
+  TrainStep step_;
+  telemetry::TrainMetrics& metrics_;
+  ckpt::AsyncCheckpointer checkpointer_;
+  std::vector<ckpt::TensorGroup> groups_;
+  std::optional<data::ValidationSet> validation_;
+
+  std::optional<Report> report_;
+  std::vector<data::Batch> micro_batches_;
+  std::optional<PendingNumbers> pending_;
+  double step_began_ = 0;
+  int64_t first_step_ = 0;
+  int64_t broken_in_a_row_ = 0;
+  int64_t saved_step_ = -1;
+  double checkpoint_stall_seconds_ = 0;
+  bool tracing_ = false;
+};
+
+void Run::settle(bool validates) {
+  if (!pending_) return;
+  const StepNumbers numbers = pending_->get();
+  pending_.reset();
+  const double seconds = steady_seconds() - step_began_;
+  if (validates) validate(numbers.step);
+  report_->step(numbers, seconds);
+  step_began_ = steady_seconds();
+  broken_in_a_row_ = numbers.skipped ? broken_in_a_row_ + 1 : 0;
+  if (broken_in_a_row_ >= config_.train.max_skipped) fail_when_broken(numbers);
+}
+
+void Run::fail_when_broken(const StepNumbers& numbers) {
+  const std::string where = step_.find_non_finite(micro_batches_);
+  report_->finish();
+  throw TrainingFailed(
+      concat("the loss or the gradient was not finite in ", broken_in_a_row_, " steps in a row (up to step ",
+             numbers.step, "; train.max_skipped); first tensor that is not finite: ",
+             where.empty() ? "none when the last step is computed again" : where,
+             ". Lower optimizer.lr, raise schedule.warmup_steps, or go on from an earlier checkpoint"));
+}
+
+void Run::save(int64_t step) {
+  if (saved_step_ == step) return;
+  const telemetry::Span span("checkpoint", "train");
+  const double begin = steady_seconds();
+  ckpt::CheckpointMeta meta;
+  meta.step = step;
+  meta.config = config::dump(config_, config::DumpStyle::kMinimal);
+  nlohmann::json state;
+  state["tokens"] = report_->totals().tokens;
+  state["seed"] = config_.train.seed;
+  state["next_step"] = step + 1;
+  if (sources_.tokenizer) state["tokenizer_fingerprint"] = sources_.tokenizer->fingerprint();
+  meta.state_json = state.dump();
+  const Result<void> previous = checkpointer_.save(meta, groups_);
+  if (!previous.ok()) log_error(previous.error().message, "; training goes on");
+  saved_step_ = step;
+  report_->checkpoint(steady_seconds() - begin);
+  checkpoint_stall_seconds_ += checkpointer_.stall_seconds();
+}
+
+void Run::validate(int64_t step) {
+  if (validation_ && validation_->num_batches() > 0)
+    report_->validation(step, evaluate(*model_, *validation_, config_.train.eval_batches));
+}
+
+std::string Run::sample() {
+  if (!sources_.tokenizer || config_.train.sample_tokens == 0) return {};
+  const telemetry::Span span("sample", "train");
+  SampleOptions options;
+  options.prompt = config_.train.sample_prompt;
+  options.generate.max_tokens = config_.train.sample_tokens;
+  options.generate.sampling.temperature = config_.train.sample_temperature;
+  options.generate.sampling.seed = static_cast<uint64_t>(config_.train.seed);
+  return sample_text(*model_, *sources_.tokenizer, options);
+}
+
+// What falls due when `step` is done. Nothing here counts as training time.
+void Run::after_step(int64_t step) {
+  const auto due = [&](int64_t every) { return every > 0 && step % every == 0; };
+  const bool last = step == config_.train.steps;
+  const bool validates = due(config_.train.eval_every) || last,
+             saves = due(config_.checkpoint.every) && !last;
+  const bool samples = due(config_.train.sample_every) && !last;
+  // On the CPU the step is done; on a device its numbers are read while the next one runs.
+  if (validates || saves || samples || options_.device.is_cpu()) settle(validates);
+  if (samples) report_->note(concat("sample at step ", step, ":\n", sample()));
+  if (saves) save(step);
+  if (samples || saves) step_began_ = steady_seconds();
+}
+
+void Run::trace(int64_t next_step) {
+  if (!options_.trace) return;
+  const int64_t first = first_step_ + config_.train.trace_first;
+  if (next_step == first) {
+    telemetry::start_trace();
+    tracing_ = true;
+  } else if (tracing_ && next_step == first + config_.train.trace_steps) {
+    settle();
+    telemetry::stop_trace();
+    tracing_ = false;
+    telemetry::write_trace(options_.run_dir / "trace.json");
+  }
+}
+
+TrainResult Run::train() {
+  const double begin = steady_seconds();
+  const int64_t num_micro = config_.train.batch / config_.train.micro_batch;
+  const std::string device_name = name_of(options_.device);
+  report_.emplace(
+      Report::Context{.config = config_,
+                      .run_dir = options_.run_dir,
+                      .device = options_.device,
+                      .device_name = device_name,
+                      .first_step = first_step_,
+                      .flops_per_token = model_flops_per_token(config_.model, config_.train.sequence),
+                      .peak_flops = peak_bf16_flops(device_name)},
+      metrics_);
+  const data::TrainingShape shape{config_.train.seed, config_.train.sequence, config_.train.batch,
+                                  config_.train.micro_batch, config_.model.vocab};
+  data::Loader loader(
+      data::make_training_batches(config_.data, sources_, shape),
+      {.first_step = first_step_, .micro_batches = num_micro, .depth = config_.data.prefetch});
+  micro_batches_.resize(static_cast<size_t>(num_micro));
+
+  const InterruptGuard interrupts;
+  TrainResult result;
+  result.steps = first_step_;
+  step_began_ = steady_seconds();
+  while (result.steps < config_.train.steps && !interrupt_requested()) {
+    const int64_t step = result.steps + 1;
+    trace(step);
+    {
+      const telemetry::Span span("step", "train", step);
+      {
+        const telemetry::Span wait("data", "train");
+        for (data::Batch& batch : micro_batches_) std::swap(batch, loader.next());
+      }
+      PendingNumbers next = step_.run(step, micro_batches_);
+      settle();
+      pending_ = std::move(next);
+    }
+    result.steps = step;
+    after_step(step);
+  }
+  settle();
+  if (tracing_) {
+    telemetry::stop_trace();
+    telemetry::write_trace(options_.run_dir / "trace.json");
+  }
+  result.interrupted = result.steps < config_.train.steps;
+  if (config_.checkpoint.at_end) save(result.steps);
+  if (!result.interrupted) result.sample = sample();
+  const Result<void> saved = checkpointer_.finish();
+  report_->finish();
+  report_->write_summary({.interrupted = result.interrupted,
+                          .wall_seconds = steady_seconds() - begin,
+                          .data_wait_seconds = loader.wait_seconds(),
+                          .checkpoint_stall_seconds = checkpoint_stall_seconds_,
+                          .energy_joules = std::nullopt,
+                          .parameters = model_->params().num_elements(),
+                          .active_parameters = active_linear_weights(config_.model),
+                          .num_threads = num_threads()});
+  if (!saved.ok()) throw UserError(saved.error().message);
+  result.train_loss = report_->last().loss;
+  result.validation_loss = report_->validation_loss();
+  return result;
+}
+
+// What the run needs to know of the config beyond what the user wrote.
+config::RunConfig completed(const config::RunConfig& config, const data::Tokenizer* tokenizer) {
+  config::RunConfig full = config;
+  full.model.vocab = vocabulary(config, tokenizer);
+  if (full.train.micro_batch == 0) full.train.micro_batch = full.train.batch;
+  return full;
+}
+
+void keep_tokenizer(const config::DataConfig& data, const fs::path& run_dir) {
+  if (data.tokenizer == "bytes") return;
+  const fs::path copy = run_dir / tokenizer_copy_name(data.tokenizer);
+  if (!fs::exists(copy)) write_file_atomic(copy, read_file(data.tokenizer));
+}
+
+}  // namespace
+
+TrainResult train(const TrainOptions& options) {
+  check_run_folder(options.run_dir, options.mode);
+  telemetry::Registry registry;
+  telemetry::TrainMetrics metrics(registry);
+  std::optional<telemetry::Exporter> exporter;
+  if (options.metrics_address) {
+    exporter.emplace(registry, *options.metrics_address);
+    log_info("metrics at ", exporter->url());
+  }
+  std::optional<ckpt::Checkpoint> checkpoint;
+  if (options.mode == RunMode::resume) {
+    checkpoint = ckpt::find_latest(options.run_dir);
+    check_resumable(config::parse_run_config(checkpoint->config(), checkpoint->path().string()),
+                    options.config, options.run_dir);
+    if (checkpoint->step() >= options.config.train.steps)
+      throw_user_error("--resume: ", options.run_dir.string(), " has done ", checkpoint->step(),
+                       " steps, and train.steps is ", options.config.train.steps,
+                       "; raise it with --set train.steps=N to train on");
+  }
+  const fs::path parent = fs::absolute(options.run_dir).parent_path();
+  const data::Sources sources =
+      data::open_sources(options.config.data, parent / "corpora", data::show_build_progress());
+  const config::RunConfig config = completed(options.config, sources.tokenizer.get());
+  at::globalContext().setDeterministicAlgorithms(config.train.deterministic, /*warn_only=*/false);
+
+  const ckpt::RunLock lock = open_run_folder(options.run_dir, options.mode);
+  write_file_atomic(options.run_dir / "config.toml", config::dump(options.config, config::DumpStyle::kFull));
+  keep_tokenizer(config.data, options.run_dir);
+  Run run(options, config, sources, lock, metrics);
+  if (checkpoint) run.restore(*checkpoint);
+  checkpoint.reset();
+  return run.train();
+}
+
+}  // namespace moebius::train
