@@ -11,6 +11,8 @@
 #include "base/log.h"
 #include "cli/data_command.h"
 #include "cli/doctor_command.h"
+#include "cli/eval_command.h"
+#include "cli/generate_command.h"
 #include "cli/train_command.h"
 
 namespace moebius::cli {
@@ -21,6 +23,8 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.set_version_flag("--version", MOEBIUS_VERSION);
   add_train_command(app);
+  add_eval_command(app);
+  add_generate_command(app);
   add_data_command(app);
   add_doctor_command(app);
   try {

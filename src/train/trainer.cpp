@@ -73,7 +73,11 @@ class Run {
   // many broke.
   void settle(bool validates = false);
   void after_step(int64_t step);
-  void save(int64_t step);
+  // The result of an earlier save in the background, or of this one when it was not (see AsyncCheckpointer).
+  Result<void> save(int64_t step);
+  void save_and_go_on(int64_t step);
+  // UserError when it cannot be saved.
+  void save_at_end(int64_t step);
   void validate(int64_t step);
   std::string sample();
   void trace(int64_t next_step);
@@ -123,29 +127,47 @@ void Run::fail_when_broken(const StepNumbers& numbers) {
              ". Lower optimizer.lr, raise schedule.warmup_steps, or go on from an earlier checkpoint"));
 }
 
-void Run::save(int64_t step) {
-  if (saved_step_ == step) return;
+Result<void> Run::save(int64_t step) {
+  if (saved_step_ == step) return {};
   const telemetry::Span span("checkpoint", "train");
   const double begin = steady_seconds();
   ckpt::CheckpointMeta meta;
   meta.step = step;
-  meta.config = config::dump(config_, config::DumpStyle::kMinimal);
+  meta.config = config::dump(options_.config, config::DumpStyle::kMinimal);
   nlohmann::json state;
   state["tokens"] = report_->totals().tokens;
   state["seed"] = config_.train.seed;
   state["next_step"] = step + 1;
   if (sources_.tokenizer) state["tokenizer_fingerprint"] = sources_.tokenizer->fingerprint();
   meta.state_json = state.dump();
-  const Result<void> previous = checkpointer_.save(meta, groups_);
-  if (!previous.ok()) log_error(previous.error().message, "; training goes on");
+  Result<void> result = checkpointer_.save(meta, groups_);
   saved_step_ = step;
   report_->checkpoint(steady_seconds() - begin);
   checkpoint_stall_seconds_ += checkpointer_.stall_seconds();
+  return result;
+}
+
+void Run::save_and_go_on(int64_t step) {
+  if (const Result<void> result = save(step); !result.ok())
+    log_error(result.error().message, " Training goes on.");
 }
 
 void Run::validate(int64_t step) {
   if (validation_ && validation_->num_batches() > 0)
     report_->validation(step, evaluate(*model_, *validation_, config_.train.eval_batches));
+}
+
+void Run::save_at_end(int64_t step) {
+  const bool background = config_.checkpoint.background && saved_step_ != step;
+  Result<void> result = save(step);
+  if (background) {
+    if (!result.ok()) log_error(result.error().message);  // of an earlier one
+    result = checkpointer_.finish();
+  }
+  if (!result.ok()) {
+    report_->finish();
+    throw UserError(result.error().message);
+  }
 }
 
 std::string Run::sample() {
@@ -169,7 +191,7 @@ void Run::after_step(int64_t step) {
   // On the CPU the step is done; on a device its numbers are read while the next one runs.
   if (validates || saves || samples || options_.device.is_cpu()) settle(validates);
   if (samples) report_->note(concat("sample at step ", step, ":\n", sample()));
-  if (saves) save(step);
+  if (saves) save_and_go_on(step);
   if (samples || saves) step_began_ = steady_seconds();
 }
 
@@ -233,9 +255,8 @@ TrainResult Run::train() {
     telemetry::write_trace(options_.run_dir / "trace.json");
   }
   result.interrupted = result.steps < config_.train.steps;
-  if (config_.checkpoint.at_end) save(result.steps);
+  if (config_.checkpoint.at_end) save_at_end(result.steps);
   if (!result.interrupted) result.sample = sample();
-  const Result<void> saved = checkpointer_.finish();
   report_->finish();
   report_->write_summary({.interrupted = result.interrupted,
                           .wall_seconds = steady_seconds() - begin,
@@ -245,7 +266,6 @@ TrainResult Run::train() {
                           .parameters = model_->params().num_elements(),
                           .active_parameters = active_linear_weights(config_.model),
                           .num_threads = num_threads()});
-  if (!saved.ok()) throw UserError(saved.error().message);
   result.train_loss = report_->last().loss;
   result.validation_loss = report_->validation_loss();
   return result;

@@ -18,7 +18,7 @@ constexpr int64_t kPackedBytes = 800 * 1024;
 constexpr int64_t kMinRowTiles = 6, kMaxRowTiles = 48;
 constexpr int64_t kBlocksPerThread = 6;
 // Products below this many multiply-adds are not worth waking a team for.
-constexpr int64_t kSerialWork = 1 << 16;
+constexpr int64_t kSerialWork = 1 << 18;
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;

@@ -1,0 +1,95 @@
+#include "cli/generate_command.h"
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <iostream>
+#include <memory>
+#include <string>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "base/interrupt.h"
+#include "base/parallel.h"
+#include "base/units.h"
+#include "ops/device.h"
+#include "train/model_files.h"
+#include "train/sample.h"
+
+namespace moebius::cli {
+namespace {
+
+struct Arguments {
+  std::string path, prompt = "\n", prompt_file, device = "auto";
+  train::SampleOptions options;
+  bool no_cache = false, stats = false;
+  int threads = 0;
+};
+
+void run(const Arguments& arguments) {
+  ops::load_cuda_plugin();
+  if (arguments.threads > 0) set_num_threads(arguments.threads);
+  const train::LoadedModel model = train::load_model(arguments.path, ops::choose_device(arguments.device));
+  if (!model.tokenizer)
+    throw_user_error(arguments.path,
+                     " was trained on synthetic tokens; it has no tokenizer to write text with");
+  train::SampleOptions options = arguments.options;
+  options.prompt = arguments.prompt_file.empty() ? arguments.prompt : read_file(arguments.prompt_file);
+  options.generate.use_cache = !arguments.no_cache;
+
+  const InterruptGuard interrupts;  // Ctrl-C ends the text, not the line it stands in
+  std::cout << options.prompt << std::flush;
+  const double begin = steady_seconds();
+  int64_t num_pieces = 0;
+  train::stream_text(*model.decoder, *model.tokenizer, options, [&](std::string_view piece) {
+    std::cout << piece << std::flush;
+    ++num_pieces;
+    return !interrupt_requested() && std::cout.good();
+  });
+  std::cout << std::endl;
+  const double seconds = steady_seconds() - begin;
+  if (arguments.stats)
+    std::fprintf(stderr, "%lld pieces in %s, %s\n", static_cast<long long>(num_pieces),
+                 format_duration(seconds).c_str(),
+                 format_rate(static_cast<double>(num_pieces) / seconds, "pieces").c_str());
+}
+
+}  // namespace
+
+void add_generate_command(CLI::App& app) {
+  CLI::App* command = app.add_subcommand("generate", "Continue a prompt with a trained model");
+  auto arguments = std::make_shared<Arguments>();
+  nn::GenerateOptions& generate = arguments->options.generate;
+  generate.max_tokens = 500;
+  generate.sampling.temperature = 0.8;
+  command->add_option("run", arguments->path, "Run folder or checkpoint")->required();
+  CLI::Option* prompt =
+      command->add_option("--prompt", arguments->prompt, "Text to continue (default: a new line)");
+  command->add_option("--prompt-file", arguments->prompt_file, "Take the prompt from a file")
+      ->excludes(prompt);
+  command->add_option("--tokens", generate.max_tokens, "Tokens to write, at most")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command
+      ->add_option("--temperature", generate.sampling.temperature,
+                   "Divides the logits; 0: the likeliest token")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--top-k", generate.sampling.top_k, "Draw from the k likeliest tokens; 0: all")
+      ->check(CLI::NonNegativeNumber);
+  command
+      ->add_option("--top-p", generate.sampling.top_p, "Draw from the likeliest tokens of this probability")
+      ->check(CLI::Range(0.0, 1.0));
+  command->add_option("--seed", generate.sampling.seed, "Seed of the draws")->capture_default_str();
+  command->add_option("--device", arguments->device, "cpu, cuda or auto")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"cpu", "cuda", "auto"}));
+  command->add_option("--threads", arguments->threads, "CPU threads (default: all cores)")
+      ->check(CLI::PositiveNumber);
+  command->add_flag("--no-cache", arguments->no_cache,
+                    "Pass the whole text again for every token (for comparison)");
+  command->add_flag("--stats", arguments->stats, "Say on stderr how fast it went");
+  command->callback([arguments] { run(*arguments); });
+}
+
+}  // namespace moebius::cli
