@@ -63,13 +63,22 @@ const kernels::Plugin* cuda_plugin() {
   return load_cuda_plugin().plugin;
 }
 
+namespace {
+
+at::Device first_gpu() {
+  cuda_plugin()->prefer_cudnn_attention(true);
+  return {at::kCUDA, 0};
+}
+
+}  // namespace
+
 at::Device choose_device(const std::string& word) {
   if (word == "cpu") return at::kCPU;
-  if (word == "auto") return cuda_plugin() == nullptr ? at::Device(at::kCPU) : at::Device(at::kCUDA, 0);
+  if (word == "auto") return cuda_plugin() == nullptr ? at::Device(at::kCPU) : first_gpu();
   if (word == "cuda") {
     if (cuda_plugin() == nullptr)
       throw_user_error("device 'cuda' was asked for, but ", load_cuda_plugin().why, "; or use --device cpu");
-    return at::Device(at::kCUDA, 0);
+    return first_gpu();
   }
   throw_user_error("unknown device '", word, "'; choose cpu, cuda or auto");
 }

@@ -20,7 +20,8 @@ const PluginStatus& load_cuda_plugin();
 // The plug-in, or null. Valid after load_cuda_plugin().
 const kernels::Plugin* cuda_plugin();
 
-// Device for a user's word: "cpu", "cuda", "auto". Throws UserError when cuda is asked for and absent.
+// Device for a user's word: "cpu", "cuda", "auto". On a GPU cuDNN becomes the first choice for attention.
+// Throws UserError when cuda is asked for and absent.
 at::Device choose_device(const std::string& word);
 
 // Kernels and stream for tensors on this device.

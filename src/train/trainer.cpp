@@ -158,9 +158,8 @@ void Run::validate(int64_t step) {
 }
 
 void Run::save_at_end(int64_t step) {
-  const bool background = config_.checkpoint.background && saved_step_ != step;
   Result<void> result = save(step);
-  if (background) {
+  if (config_.checkpoint.background) {
     if (!result.ok()) log_error(result.error().message);  // of an earlier one
     result = checkpointer_.finish();
   }
