@@ -66,7 +66,7 @@ class Run {
     log_info("resuming from step ", first_step_, " (", checkpoint.path().string(), ")");
   }
 
-  TrainResult train();
+  TrainResult train(std::unique_ptr<data::BatchSource> batches);
 
  private:
   // Waits for the step that runs on the device, validates if asked to, reports, and stops the run when too
@@ -208,7 +208,7 @@ void Run::trace(int64_t next_step) {
   }
 }
 
-TrainResult Run::train() {
+TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
   const double begin = steady_seconds();
   const int64_t num_micro = config_.train.batch / config_.train.micro_batch;
   const std::string device_name = name_of(options_.device);
@@ -221,10 +221,8 @@ TrainResult Run::train() {
                       .flops_per_token = model_flops_per_token(config_.model, config_.train.sequence),
                       .peak_flops = peak_bf16_flops(device_name)},
       metrics_);
-  const data::TrainingShape shape{config_.train.seed, config_.train.sequence, config_.train.batch,
-                                  config_.train.micro_batch, config_.model.vocab};
   data::Loader loader(
-      data::make_training_batches(config_.data, sources_, shape),
+      std::move(batches),
       {.first_step = first_step_, .micro_batches = num_micro, .depth = config_.data.prefetch});
   micro_batches_.resize(static_cast<size_t>(num_micro));
 
@@ -309,6 +307,9 @@ TrainResult train(const TrainOptions& options) {
   const data::Sources sources =
       data::open_sources(options.config.data, parent / "corpora", data::show_build_progress());
   const config::RunConfig config = completed(options.config, sources.tokenizer.get());
+  auto batches = data::make_training_batches(config.data, sources,
+                                             {config.train.seed, config.train.sequence, config.train.batch,
+                                              config.train.micro_batch, config.model.vocab});
   at::globalContext().setDeterministicAlgorithms(config.train.deterministic, /*warn_only=*/false);
 
   const ckpt::RunLock lock = open_run_folder(options.run_dir, options.mode);
@@ -317,7 +318,7 @@ TrainResult train(const TrainOptions& options) {
   Run run(options, config, sources, lock, metrics);
   if (checkpoint) run.restore(*checkpoint);
   checkpoint.reset();
-  return run.train();
+  return run.train(std::move(batches));
 }
 
 }  // namespace moebius::train
