@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels/cpu/gemm_amx.h"
 #include "kernels/cpu/gemm_tile.h"
 #include "kernels/cpu/scratch.h"
 
@@ -34,6 +35,7 @@ bool use_pairs(DType dtype) {
 }
 
 GemmGeometry Geometry(DType dtype) {
+  if (dtype == DType::bf16 && amx_is_used()) return {kAmxRows, kAmxCols, kAmxMaxWords, 2, "AMX-BF16"};
   const bool pairs = use_pairs(dtype);
   return {kTileRows, kTileCols, kMaxWords, pairs ? 2 : 1, pairs ? "AVX3+BF16" : hwy::TargetName(HWY_TARGET)};
 }
@@ -275,6 +277,8 @@ void RunBlock(const GemmBlock& block) {
     bf16 ? run_skinny<WidenedWords>(block) : run_skinny<F32Words>(block);
   } else if (!bf16) {
     BlockProduct<F32Words>(block, f32_tiles()).run();
+  } else if (amx_is_used()) {
+    run_amx_block(block);
   } else {
     if constexpr (kPairsFit) {
       if (use_pairs(block.dtype)) return BlockProduct<PairWords>(block, avx512_bf16_tiles()).run();

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/parallel.h"
+#include "kernels/cpu/gemm_amx.h"
 #include "kernels/cpu/gemm_block.h"
 
 namespace moebius::kernels::cpu {
@@ -269,6 +270,28 @@ TEST(GroupedGemm, is_right_with_every_instruction_set) {
   }
   hwy::SetSupportedTargetsForTest(0);
   hwy::GetChosenTarget().DeInit();
+}
+
+// The packing for AMX tiles, with the tiles in plain C++; the hardware's are used by all tests where there
+// are any, so that the AVX-512 tiles are tested there by turning AMX off.
+TEST(GroupedGemm, is_right_with_and_without_matrix_tiles) {
+  for (const AmxMode mode : {AmxMode::portable, AmxMode::off}) {
+    set_amx_mode(mode);
+    const std::string name = gemm_geometry(DType::bf16).name;
+    SCOPED_TRACE(name);
+    EXPECT_EQ(name == "AMX-BF16", mode == AmxMode::portable);
+    for (Kind kind : kKinds)
+      for (const DType out : {DType::bf16, DType::f32}) {
+        check({kind, {19, 0, 3, 40}, 37, 41, DType::bf16, out, true, false, 2, false, 9});
+        check({kind, {5, 0, 33}, 65, 530, DType::bf16, out, false, false, 1, true});
+        check({kind, {64, 16, 17, 0, 31, 33}, 16, 33, DType::bf16, out});
+      }
+    for (const DType out : {DType::bf16, DType::f32}) {
+      check({Kind::forward, {40, 5}, 35, 1301, DType::bf16, out, false, false, 1, true});
+      check({Kind::weight_grad, {1301, 5}, 19, 35, DType::bf16, out, true, false, 2, true});
+    }
+  }
+  set_amx_mode(AmxMode::automatic);
 }
 
 TEST(GroupedGemm, is_a_dense_product_without_offsets) {
