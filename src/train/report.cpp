@@ -117,6 +117,7 @@ void Report::step(const StepNumbers& numbers, double seconds) {
   totals_.train_seconds += seconds;
   totals_.skipped_steps += numbers.skipped;
   step_seconds_.push_back(seconds);
+  if (step_seconds_.size() == kWarmUpSteps + 1) recent_seconds_.clear();
   remember(recent_seconds_, seconds);
   remember(recent_violation_, numbers.max_violation());
   const double rate = static_cast<double>(numbers.num_tokens) / seconds;
