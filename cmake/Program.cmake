@@ -38,8 +38,5 @@ install(RUNTIME_DEPENDENCY_SET moebius_runtime
     "^linux-vdso" "^lib(asan|ubsan|lsan)\\.so"
   LIBRARY DESTINATION lib/moebius)
 
-foreach(folder configs examples/data)
-  if(EXISTS ${CMAKE_SOURCE_DIR}/${folder})
-    install(DIRECTORY ${CMAKE_SOURCE_DIR}/${folder} DESTINATION share/moebius)
-  endif()
-endforeach()
+install(DIRECTORY ${CMAKE_SOURCE_DIR}/configs DESTINATION share/moebius)
+install(DIRECTORY ${CMAKE_SOURCE_DIR}/examples/data DESTINATION share/moebius/examples)
