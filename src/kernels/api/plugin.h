@@ -10,7 +10,7 @@
 
 namespace moebius::kernels {
 
-inline constexpr int kPluginAbiVersion = 1;
+inline constexpr int kPluginAbiVersion = 2;
 inline constexpr char kPluginEntry[] = "moebius_cuda_plugin";
 
 struct DeviceInfo {
@@ -19,6 +19,7 @@ struct DeviceInfo {
   int num_multiprocessors;
   int64_t total_memory_bytes, free_memory_bytes;
   int driver_version, runtime_version;  // as CUDA encodes them: 1000 * major + 10 * minor
+  char pci_bus_id[16];                  // "0000:3b:00.0"; by it the sensors find the card (energy/nvml.h)
 };
 
 struct DeviceMemory {

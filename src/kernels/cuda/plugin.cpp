@@ -46,6 +46,7 @@ bool device_info(int device, DeviceInfo* info) {
   info->total_memory_bytes = static_cast<int64_t>(total_bytes);
   MOEBIUS_CUDA_CHECK(cudaDriverGetVersion(&info->driver_version));
   MOEBIUS_CUDA_CHECK(cudaRuntimeGetVersion(&info->runtime_version));
+  MOEBIUS_CUDA_CHECK(cudaDeviceGetPCIBusId(info->pci_bus_id, sizeof(info->pci_bus_id), device));
   return true;
 }
 
