@@ -79,7 +79,7 @@ std::string energy_text(const DoctorReport& report) {
     text += "not readable";
   } else {
     text += "through RAPL:";
-    for (const std::string& domain : report.rapl.domains) text += " " + domain;
+    for (const energy::RaplDomain& domain : report.rapl.domains) text += " " + domain.name;
   }
   return text + (nvml_energy_readable(report.nvml) ? "; GPU through NVML" : "; GPU not readable");
 }
@@ -100,7 +100,7 @@ DoctorReport probe_machine(const std::string& disk_path) {
   report.disk_path = disk_path;
   report.disk_free_bytes = free_bytes(disk_path);
   report.nvml = probe_nvml();
-  report.rapl = probe_rapl();
+  report.rapl = energy::survey_rapl();
   report.libraries = compiled_library_versions();
   return report;
 }
@@ -157,6 +157,8 @@ nlohmann::ordered_json to_json(const DoctorReport& report) {
                     {"power_limit_watts", or_null(gpu.power_limit_watts)},
                     {"energy_readable", gpu.total_energy_joules.has_value()}});
   }
+  Json rapl_domains = Json::array();
+  for (const energy::RaplDomain& domain : report.rapl.domains) rapl_domains.push_back(domain.name);
   Json libraries = Json::array();
   for (const LibraryVersion& library : report.libraries) {
     libraries.push_back(
@@ -196,7 +198,7 @@ nlohmann::ordered_json to_json(const DoctorReport& report) {
             {"num_devices", report.plugin.num_devices}}},
           {"energy",
            {{"rapl_present", report.rapl.present},
-            {"rapl_readable_domains", report.rapl.domains},
+            {"rapl_readable_domains", rapl_domains},
             {"nvml_readable", nvml_energy_readable(nvml)}}},
           {"libraries", libraries},
           {"advice", advice}};

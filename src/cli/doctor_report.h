@@ -11,6 +11,7 @@
 
 #include "cli/machine_probe.h"
 #include "cli/nvml_probe.h"
+#include "energy/rapl.h"
 
 namespace moebius::cli {
 
@@ -41,7 +42,7 @@ struct DoctorReport {
   int64_t disk_free_bytes = 0;
   NvmlProbe nvml;
   PluginProbe plugin;
-  RaplProbe rapl;
+  energy::RaplSurvey rapl;
   std::vector<LibraryVersion> libraries;
 };
 

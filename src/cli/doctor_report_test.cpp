@@ -25,7 +25,7 @@ DoctorReport healthy() {
   report.nvml.cuda_version = 13000;
   report.nvml.gpus = {{"Test GPU", 9, 0, int64_t{80} << 30, int64_t{79} << 30, 700.0, 1.0}};
   report.plugin = {true, "/x/libmoebius_cuda.so", "", 1};
-  report.rapl = {{"package-0"}, true, ""};
+  report.rapl = {{{.name = "package-0", .counter = "", .range_joules = 1, .counted = true}}, true, ""};
   report.libraries = {{"libtorch", "2.11.0", "tensors"}};
   return report;
 }

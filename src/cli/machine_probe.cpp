@@ -27,13 +27,6 @@ std::string trimmed(const std::string& text) {
   return text.substr(begin, text.find_last_not_of(" \t\n") - begin + 1);
 }
 
-std::optional<std::string> read_line(const std::filesystem::path& path) {
-  std::ifstream file(path);
-  std::string line;
-  if (!std::getline(file, line)) return std::nullopt;
-  return line;
-}
-
 std::optional<int64_t> read_number(const std::filesystem::path& path) {
   std::ifstream file(path);
   int64_t value = 0;
@@ -152,39 +145,6 @@ SystemProbe probe_system(const std::filesystem::path& os_release) {
   utsname names{};
   if (uname(&names) == 0) system.kernel = concat(names.sysname, " ", names.release, " ", names.machine);
   return system;
-}
-
-RaplProbe probe_rapl(const std::filesystem::path& powercap) {
-  RaplProbe rapl;
-  std::error_code error;
-  bool refused = false;
-  for (const auto& entry : std::filesystem::directory_iterator(powercap, error)) {
-    const std::string folder = entry.path().filename();
-    // intel-rapl-mmio mirrors the same counters; counting it too would double them.
-    if (folder.rfind("intel-rapl:", 0) != 0) continue;
-    const auto counter = entry.path() / "energy_uj";
-    if (!std::filesystem::exists(counter, error)) continue;
-    rapl.present = true;
-    if (read_number(counter)) {
-      rapl.domains.push_back(read_line(entry.path() / "name").value_or(folder));
-    } else {
-      refused = true;
-    }
-  }
-  std::sort(rapl.domains.begin(), rapl.domains.end());
-  if (!rapl.domains.empty()) return rapl;
-  if (refused) {
-    rapl.why = concat("the counters under ", powercap.string(),
-                      " are readable by root only; let your group read them: sudo chgrp -R $(id -gn) ",
-                      powercap.string(), "/intel-rapl*/ && sudo chmod -R g+r ", powercap.string(),
-                      "/intel-rapl*/, or run as root");
-  } else {
-    rapl.why =
-        "the kernel shows no RAPL counter: usual in virtual machines and containers; on own hardware load "
-        "the "
-        "module with: sudo modprobe intel_rapl_msr";
-  }
-  return rapl;
 }
 
 }  // namespace moebius::cli

@@ -36,13 +36,4 @@ struct SystemProbe {
 };
 SystemProbe probe_system(const std::filesystem::path& os_release = "/etc/os-release");
 
-// RAPL, the energy counters of CPUs, through the kernel's powercap tree. Reading them needs root since
-// Linux 5.10.
-struct RaplProbe {
-  std::vector<std::string> domains;  // names of the readable ones: "package-0", "dram"
-  bool present = false;              // at least one counter exists
-  std::string why;                   // why none can be read, and the way out; empty when at least one can
-};
-RaplProbe probe_rapl(const std::filesystem::path& powercap = "/sys/class/powercap");
-
 }  // namespace moebius::cli

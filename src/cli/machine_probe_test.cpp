@@ -86,35 +86,5 @@ TEST(SystemProbe, takes_the_pretty_name) {
   EXPECT_EQ(system.kernel.rfind("Linux ", 0), 0u);
 }
 
-TEST(RaplProbe, lists_readable_domains_once) {
-  TestFolder root;
-  put(root / "intel-rapl:0/energy_uj", "123456\n");
-  put(root / "intel-rapl:0/name", "package-0\n");
-  put(root / "intel-rapl:0:0/energy_uj", "99\n");
-  put(root / "intel-rapl:0:0/name", "dram\n");
-  put(root / "intel-rapl-mmio:0/energy_uj", "123456\n");
-  const RaplProbe rapl = probe_rapl(root.path());
-  EXPECT_TRUE(rapl.present);
-  EXPECT_EQ(rapl.domains, (std::vector<std::string>{"dram", "package-0"}));
-  EXPECT_EQ(rapl.why, "");
-}
-
-TEST(RaplProbe, says_how_to_get_permission) {
-  // A folder in its place cannot be read as a number, not even by root.
-  TestFolder root;
-  std::filesystem::create_directories(root / "intel-rapl:0/energy_uj");
-  const RaplProbe rapl = probe_rapl(root.path());
-  EXPECT_TRUE(rapl.present);
-  EXPECT_TRUE(rapl.domains.empty());
-  EXPECT_NE(rapl.why.find("readable by root only"), std::string::npos);
-}
-
-TEST(RaplProbe, says_why_there_is_none) {
-  TestFolder root;
-  const RaplProbe rapl = probe_rapl(root / "absent");
-  EXPECT_FALSE(rapl.present);
-  EXPECT_NE(rapl.why.find("no RAPL counter"), std::string::npos);
-}
-
 }  // namespace
 }  // namespace moebius::cli

@@ -1,119 +1,44 @@
 #include "cli/nvml_probe.h"
 
-#include <dlfcn.h>
-
-#include "base/concat.h"
+#include "energy/nvml.h"
 
 namespace moebius::cli {
 
 namespace {
 
-// The few declarations of NVML's stable C interface that are used (NVML API reference, "Device Queries").
-using Status = int;  // 0 = success
-using Device = void*;
-struct Memory {
-  unsigned long long total, free, used;
-};
-
-constexpr Status kDriverNotLoaded = 9;
-constexpr Status kLibraryMismatch = 18;
-
-class Library {
- public:
-  explicit Library(const char* name) : handle_(dlopen(name, RTLD_NOW | RTLD_LOCAL)) {}
-  ~Library() {
-    if (started_) call<Status()>("nvmlShutdown");
-    if (handle_ != nullptr) dlclose(handle_);
-  }
-  Library(const Library&) = delete;
-  Library& operator=(const Library&) = delete;
-
-  bool loaded() const { return handle_ != nullptr; }
-
-  Status start() {
-    const Status status = call<Status()>("nvmlInit_v2");
-    started_ = status == 0;
-    return status;
-  }
-
-  // The status of the function, or -1 when this driver's library does not have it.
-  template <class Signature, class... Arguments>
-  Status call(const char* function, Arguments... arguments) const {
-    auto* address = reinterpret_cast<Signature*>(dlsym(handle_, function));
-    return address == nullptr ? -1 : address(arguments...);
-  }
-
- private:
-  void* handle_;
-  bool started_ = false;
-};
-
-GpuProbe probe_gpu(const Library& nvml, Device device) {
-  GpuProbe gpu;
-  char name[96] = {};
-  if (nvml.call<Status(Device, char*, unsigned)>("nvmlDeviceGetName", device, name, unsigned{sizeof name}) ==
-      0) {
-    gpu.name = name;
-  }
-  nvml.call<Status(Device, int*, int*)>("nvmlDeviceGetCudaComputeCapability", device, &gpu.compute_major,
-                                        &gpu.compute_minor);
-  Memory memory{};
-  if (nvml.call<Status(Device, Memory*)>("nvmlDeviceGetMemoryInfo", device, &memory) == 0) {
-    gpu.total_memory_bytes = static_cast<int64_t>(memory.total);
-    gpu.free_memory_bytes = static_cast<int64_t>(memory.free);
-  }
-  unsigned milliwatts = 0;
-  if (nvml.call<Status(Device, unsigned*)>("nvmlDeviceGetEnforcedPowerLimit", device, &milliwatts) == 0) {
-    gpu.power_limit_watts = milliwatts / 1e3;
-  }
-  unsigned long long millijoules = 0;
-  if (nvml.call<Status(Device, unsigned long long*)>("nvmlDeviceGetTotalEnergyConsumption", device,
-                                                     &millijoules) == 0) {
-    gpu.total_energy_joules = static_cast<double>(millijoules) / 1e3;
-  }
-  return gpu;
+template <class T>
+std::optional<T> value_if(const Result<T>& result) {
+  return result ? std::optional<T>(*result) : std::nullopt;
 }
 
-std::string why_not_started(Status status) {
-  switch (status) {
-    case kDriverNotLoaded:
-      return "the NVIDIA driver is installed but not loaded; try: sudo modprobe nvidia";
-    case kLibraryMismatch:
-      return "the NVIDIA kernel module and its libraries are of different versions; reboot after the "
-             "driver's update";
-    default:
-      return concat("NVML did not start (status ", status, "); `nvidia-smi` may say more");
-  }
+GpuProbe probe_gpu(const energy::NvmlDevice& device) {
+  GpuProbe gpu;
+  gpu.name = device.name().value_or("");
+  const auto capability = device.compute_capability().value_or({});
+  gpu.compute_major = capability.major;
+  gpu.compute_minor = capability.minor;
+  const auto memory = device.memory().value_or({});
+  gpu.total_memory_bytes = memory.total_bytes;
+  gpu.free_memory_bytes = memory.free_bytes;
+  gpu.power_limit_watts = value_if(device.power_limit_watts());
+  gpu.total_energy_joules = value_if(device.total_energy_joules());
+  return gpu;
 }
 
 }  // namespace
 
-NvmlProbe probe_nvml(const char* library) {
+NvmlProbe probe_nvml(const std::string& library) {
   NvmlProbe probe;
-  Library nvml(library);
-  if (!nvml.loaded()) {
-    probe.why =
-        "no NVIDIA driver is installed (libnvidia-ml.so.1 is missing); with an NVIDIA GPU install the "
-        "driver, version "
-        "580 or newer; in a container start it with the NVIDIA container toolkit (--gpus all)";
+  const auto nvml = energy::Nvml::open(library);
+  if (!nvml) {
+    probe.why = nvml.error().message;
     return probe;
   }
-  if (const Status status = nvml.start(); status != 0) {
-    probe.why = why_not_started(status);
-    return probe;
-  }
-  char version[96] = {};
-  if (nvml.call<Status(char*, unsigned)>("nvmlSystemGetDriverVersion", version, unsigned{sizeof version}) ==
-      0) {
-    probe.driver_version = version;
-  }
-  nvml.call<Status(int*)>("nvmlSystemGetCudaDriverVersion_v2", &probe.cuda_version);
-  unsigned count = 0;
-  nvml.call<Status(unsigned*)>("nvmlDeviceGetCount_v2", &count);
-  for (unsigned index = 0; index < count; ++index) {
-    Device device = nullptr;
-    if (nvml.call<Status(unsigned, Device*)>("nvmlDeviceGetHandleByIndex_v2", index, &device) != 0) continue;
-    probe.gpus.push_back(probe_gpu(nvml, device));
+  probe.driver_version = nvml->driver_version().value_or("");
+  probe.cuda_version = nvml->cuda_version().value_or(0);
+  const int count = nvml->num_devices().value_or(0);
+  for (int index = 0; index < count; ++index) {
+    if (const auto device = nvml->device(index)) probe.gpus.push_back(probe_gpu(*device));
   }
   if (probe.gpus.empty()) {
     probe.why =

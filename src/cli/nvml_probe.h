@@ -1,11 +1,13 @@
-// NVIDIA GPUs as the driver shows them, through its management library NVML. The library is loaded at run
-// time, so neither a driver nor a toolkit is needed to build; nothing is set, only read.
+// What `moebius doctor` shows of NVIDIA GPUs, read through NVML (energy/nvml.h). A value that cannot be read
+// is absent (empty, zero or nullopt).
 #pragma once
 
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "energy/nvml.h"
 
 namespace moebius::cli {
 
@@ -25,6 +27,6 @@ struct NvmlProbe {
 };
 
 // `library`: the file name for dlopen; tests name a stand-in.
-NvmlProbe probe_nvml(const char* library = "libnvidia-ml.so.1");
+NvmlProbe probe_nvml(const std::string& library = energy::kNvmlLibrary);
 
 }  // namespace moebius::cli

@@ -2,28 +2,22 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-#include <filesystem>
+#include "energy/nvml_stand_in.h"
 
 namespace moebius::cli {
 namespace {
 
-// Beside the build; where that is gone (a packed build) the loader looks for it by name.
-const char* stand_in() {
-  return std::filesystem::exists(MOEBIUS_NVML_STAND_IN) ? MOEBIUS_NVML_STAND_IN
-                                                        : "libmoebius_nvml_stand_in.so";
+std::string stand_in() {
+  return energy::built_or_named(MOEBIUS_NVML_STAND_IN);
 }
 
 class NvmlProbeTest : public ::testing::Test {
  protected:
-  void TearDown() override {
-    unsetenv("MOEBIUS_STAND_IN_GPUS");
-    unsetenv("MOEBIUS_STAND_IN_STATUS");
-  }
+  energy::StandInSettings settings_;
 };
 
 TEST_F(NvmlProbeTest, reads_every_gpu) {
-  setenv("MOEBIUS_STAND_IN_GPUS", "2", 1);
+  settings_.set("GPUS", "2");
   const NvmlProbe probe = probe_nvml(stand_in());
   EXPECT_EQ(probe.why, "");
   EXPECT_EQ(probe.driver_version, "580.95.05");
@@ -50,17 +44,17 @@ TEST_F(NvmlProbeTest, says_that_no_driver_is_installed) {
 }
 
 TEST_F(NvmlProbeTest, says_that_the_driver_is_not_loaded) {
-  setenv("MOEBIUS_STAND_IN_STATUS", "9", 1);
+  settings_.set("STATUS", "9");
   EXPECT_NE(probe_nvml(stand_in()).why.find("modprobe nvidia"), std::string::npos);
 }
 
 TEST_F(NvmlProbeTest, says_that_driver_and_libraries_differ) {
-  setenv("MOEBIUS_STAND_IN_STATUS", "18", 1);
+  settings_.set("STATUS", "18");
   EXPECT_NE(probe_nvml(stand_in()).why.find("reboot"), std::string::npos);
 }
 
 TEST_F(NvmlProbeTest, says_that_no_gpu_is_visible) {
-  setenv("MOEBIUS_STAND_IN_GPUS", "0", 1);
+  settings_.set("GPUS", "0");
   const NvmlProbe probe = probe_nvml(stand_in());
   EXPECT_EQ(probe.driver_version, "580.95.05");
   EXPECT_NE(probe.why.find("shows no GPU"), std::string::npos);
