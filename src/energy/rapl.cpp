@@ -9,6 +9,7 @@
 #include <cstring>
 #include <fstream>
 #include <optional>
+#include <tuple>
 
 namespace moebius::energy {
 
