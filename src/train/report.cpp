@@ -91,6 +91,7 @@ Report::Report(const Context& context, telemetry::TrainMetrics& metrics)
       metrics_(metrics),
       progress_(progress_options(context)),
       jsonl_(context.run_dir / "metrics.jsonl", resumed_step(context)),
+      energy_(energy::EnergyCounter::open(context.pci_bus_id)),
       totals_(totals_until(context.run_dir / "metrics.jsonl", context.first_step)) {}
 
 void Report::validation(int64_t step, const Evaluation& evaluation) {
@@ -160,6 +161,11 @@ void Report::step(const StepNumbers& numbers, double seconds) {
     line["device_memory_bytes"] = bytes;
     metrics_.device_memory_bytes().set(static_cast<double>(bytes));
   }
+  if (const std::optional<double> joules = joules_of(energy_.recent_joules())) {
+    line["energy_joules"] = *joules;
+    metrics_.energy_joules().add(std::max(0.0, *joules - counted_joules_));
+    counted_joules_ = std::max(counted_joules_, *joules);
+  }
   if (!numbers.layers.empty()) {
     line["max_violation"] = numbers.max_violation();
     line["layers"] = layers_json(numbers.layers);
@@ -175,6 +181,10 @@ void Report::step(const StepNumbers& numbers, double seconds) {
   if (progress_.due(numbers.step)) show(numbers);
 }
 
+std::optional<double> Report::joules_of(const energy::EnergyCounter::Reading& reading) const {
+  return context_.device.is_cuda() ? reading.device_joules : reading.host_joules;
+}
+
 void Report::show(const StepNumbers& numbers) {
   const double seconds = mean(recent_seconds_);
   const double rate = static_cast<double>(numbers.num_tokens) / seconds;
@@ -184,6 +194,7 @@ void Report::show(const StepNumbers& numbers) {
   if (context_.peak_flops)
     fields.emplace_back("MFU", fixed(100 * rate * context_.flops_per_token / *context_.peak_flops, 1) + " %");
   fields.emplace_back("", format_bytes(peak_memory_bytes(context_.device)));
+  if (counted_joules_ > 0) fields.emplace_back("", format_count(counted_joules_) + "J");
   if (!numbers.layers.empty()) fields.emplace_back("imbalance", fixed(numbers.max_violation(), 2));
   progress_.update(numbers.step, fields);
 }
@@ -234,7 +245,10 @@ void Report::write_summary(const Ending& ending) {
   json["skipped_steps"] = totals_.skipped_steps;
   json["data_wait_seconds"] = ending.data_wait_seconds;
   json["checkpoint_stall_seconds"] = ending.checkpoint_stall_seconds;
-  if (ending.energy_joules) json["energy_joules"] = *ending.energy_joules;
+  const energy::EnergyCounter::Reading energy = energy_.joules_since_start();
+  if (const std::optional<double> joules = joules_of(energy)) json["energy_joules"] = *joules;
+  if (context_.device.is_cuda() && energy.host_joules) json["host_energy_joules"] = *energy.host_joules;
+  json["energy_method"] = energy_.method();
   json["parameters"] = ending.parameters;
   json["active_parameters"] = ending.active_parameters;
   json["device"] = context_.device_name;

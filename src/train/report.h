@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "config/train_config.h"
+#include "energy/energy_counter.h"
 #include "telemetry/jsonl.h"
 #include "telemetry/metrics.h"
 #include "telemetry/progress.h"
@@ -38,6 +39,7 @@ class Report {
     int64_t first_step = 0;  // steps done before
     double flops_per_token = 0;
     std::optional<double> peak_flops;
+    std::optional<std::string> pci_bus_id;  // of the GPU
   };
   Report(const Context& context, telemetry::TrainMetrics& metrics);
 
@@ -57,7 +59,6 @@ class Report {
   struct Ending {
     bool interrupted = false;
     double wall_seconds = 0, data_wait_seconds = 0, checkpoint_stall_seconds = 0;
-    std::optional<double> energy_joules;
     int64_t parameters = 0, active_parameters = 0;
     int num_threads = 0;
   };
@@ -67,11 +68,15 @@ class Report {
  private:
   void show(const StepNumbers& numbers);
   double median_step_seconds() const;
+  // Of the device that the model runs on, since the start of this process.
+  std::optional<double> joules_of(const energy::EnergyCounter::Reading& reading) const;
 
   Context context_;
   telemetry::TrainMetrics& metrics_;
   telemetry::Progress progress_;
   telemetry::JsonlWriter jsonl_;
+  energy::EnergyCounter energy_;
+  double counted_joules_ = 0;  // by the metric
   Totals totals_;
   StepNumbers last_;
   std::optional<std::pair<int64_t, Evaluation>> evaluation_;

@@ -34,10 +34,16 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string name_of(at::Device device) {
-  if (!device.is_cuda()) return "cpu";
+struct DeviceName {
+  std::string name = "cpu";
+  std::optional<std::string> pci_bus_id;
+};
+
+DeviceName name_of(at::Device device) {
+  if (!device.is_cuda()) return {};
   kernels::DeviceInfo info{};
-  return ops::cuda_plugin()->device_info(device.index(), &info) ? info.name : "cuda";
+  if (!ops::cuda_plugin()->device_info(device.index(), &info)) return {"cuda", {}};
+  return {info.name, info.pci_bus_id};
 }
 
 class Run {
@@ -211,15 +217,16 @@ void Run::trace(int64_t next_step) {
 TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
   const double begin = steady_seconds();
   const int64_t num_micro = config_.train.batch / config_.train.micro_batch;
-  const std::string device_name = name_of(options_.device);
+  const DeviceName device = name_of(options_.device);
   report_.emplace(
       Report::Context{.config = config_,
                       .run_dir = options_.run_dir,
                       .device = options_.device,
-                      .device_name = device_name,
+                      .device_name = device.name,
                       .first_step = first_step_,
                       .flops_per_token = model_flops_per_token(config_.model, config_.train.sequence),
-                      .peak_flops = peak_bf16_flops(device_name)},
+                      .peak_flops = peak_bf16_flops(device.name),
+                      .pci_bus_id = device.pci_bus_id},
       metrics_);
   data::Loader loader(
       std::move(batches),
@@ -259,7 +266,6 @@ TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
                           .wall_seconds = steady_seconds() - begin,
                           .data_wait_seconds = loader.wait_seconds(),
                           .checkpoint_stall_seconds = checkpoint_stall_seconds_,
-                          .energy_joules = std::nullopt,
                           .parameters = model_->params().num_elements(),
                           .active_parameters = active_linear_weights(config_.model),
                           .num_threads = num_threads()});
