@@ -13,6 +13,7 @@
 #include "cli/doctor_command.h"
 #include "cli/eval_command.h"
 #include "cli/generate_command.h"
+#include "cli/plan_command.h"
 #include "cli/train_command.h"
 
 namespace moebius::cli {
@@ -25,6 +26,7 @@ int run(int argc, char** argv) {
   add_train_command(app);
   add_eval_command(app);
   add_generate_command(app);
+  add_plan_command(app);
   add_data_command(app);
   add_doctor_command(app);
   try {

@@ -23,16 +23,6 @@ constexpr int64_t kMaxLogitsBytes = int64_t{256} << 20;
 constexpr int64_t kCpuLogitsBytes = int64_t{16} << 20;
 constexpr int64_t kCpuLeastRows = 512, kCpuMostRows = 1024;
 
-int64_t chunk_rows(const at::Tensor& h, int64_t vocab) {
-  const int64_t row_bytes = vocab * h.element_size();
-  int64_t rows = std::max<int64_t>(1, kMaxLogitsBytes / row_bytes);
-  if (h.is_cpu()) rows = std::min(rows, std::clamp(kCpuLogitsBytes / row_bytes, kCpuLeastRows, kCpuMostRows));
-  // Whole multiples of a matrix kernel's tile, and the last chunk about as large as the others.
-  const int64_t num_chunks = std::max<int64_t>(1, (h.size(0) + rows - 1) / rows);
-  const int64_t even = (h.size(0) + num_chunks - 1) / num_chunks;
-  return std::max<int64_t>(1, std::min(rows, (even + 127) / 128 * 128));
-}
-
 void cpu_product(GroupedGemmKind kind, const at::Tensor& a, const at::Tensor& b, const at::Tensor& out,
                  int64_t num_rows, int64_t n, int64_t k, bool accumulate = false) {
   kernels::GroupedGemmArgs args{};
@@ -75,7 +65,7 @@ LossAndGrads compute(const at::Tensor& h, const at::Tensor& weight, const at::Te
   at::Tensor grad_weight;
   if (want_weight) grad_weight = at::empty(weight.sizes(), cpu ? f32 : weight.options());
   const at::Tensor scale_tensor = at::full({}, scale, f32);
-  const int64_t rows = std::min(chunk_rows(h, vocab), num_tokens);
+  const int64_t rows = loss_chunk_rows(num_tokens, vocab, h.element_size(), cpu);
   const at::Tensor buffer = at::empty({rows, vocab}, h.options());
   for (int64_t begin = 0; begin < num_tokens; begin += rows) {
     const int64_t count = std::min(rows, num_tokens - begin);
@@ -151,6 +141,16 @@ class LinearCrossEntropy : public Function<LinearCrossEntropy> {
 };
 
 }  // namespace
+
+int64_t loss_chunk_rows(int64_t num_tokens, int64_t vocab, int64_t element_bytes, bool on_cpu) {
+  const int64_t row_bytes = vocab * element_bytes;
+  int64_t rows = std::max<int64_t>(1, kMaxLogitsBytes / row_bytes);
+  if (on_cpu) rows = std::min(rows, std::clamp(kCpuLogitsBytes / row_bytes, kCpuLeastRows, kCpuMostRows));
+  // Whole multiples of a matrix kernel's tile, and the last chunk about as large as the others.
+  const int64_t num_chunks = std::max<int64_t>(1, (num_tokens + rows - 1) / rows);
+  const int64_t even = (num_tokens + num_chunks - 1) / num_chunks;
+  return std::min(num_tokens, std::max<int64_t>(1, std::min(rows, (even + 127) / 128 * 128)));
+}
 
 at::Tensor linear_cross_entropy(const at::Tensor& h_TD, const at::Tensor& weight_VD,
                                 const at::Tensor& targets_T, double scale, at::Tensor* token_loss_T) {

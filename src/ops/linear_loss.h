@@ -4,6 +4,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
+
 namespace moebius::ops {
 
 // h_TD, weight_VD of one dtype; targets_T int64 with kernels::kIgnoredTarget for "no loss here".
@@ -13,5 +15,8 @@ namespace moebius::ops {
 at::Tensor linear_cross_entropy(const at::Tensor& h_TD, const at::Tensor& weight_VD,
                                 const at::Tensor& targets_T, double scale,
                                 at::Tensor* token_loss_T = nullptr);
+
+// Tokens whose logits are held at once, for memory plans.
+int64_t loss_chunk_rows(int64_t num_tokens, int64_t vocab, int64_t element_bytes, bool on_cpu);
 
 }  // namespace moebius::ops

@@ -1,0 +1,93 @@
+#include "cli/plan_command.h"
+
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/memory.h"
+#include "base/units.h"
+#include "cli/config_files.h"
+#include "data/tokenizer.h"
+#include "ops/device.h"
+#include "train/model_files.h"
+#include "train/plan.h"
+
+namespace moebius::cli {
+namespace {
+
+struct Arguments {
+  std::string config, device = "auto";
+  std::vector<std::string> overrides;
+  bool as_json = false;
+};
+
+// Memory that can be had now; none where there is no such device, so that a config can be planned for another
+// machine.
+std::optional<int64_t> available_bytes(bool on_cuda) {
+  if (on_cuda) {
+    kernels::DeviceInfo info{};
+    const kernels::Plugin* plugin = ops::cuda_plugin();
+    if (plugin == nullptr || !plugin->device_info(0, &info)) return std::nullopt;
+    return info.free_memory_bytes;
+  }
+  const Result<MachineMemory> memory = machine_memory();
+  return memory.ok() ? std::optional<int64_t>(memory->available_bytes) : std::nullopt;
+}
+
+std::string verdict(const train::Plan& plan, std::optional<int64_t> available) {
+  const std::string place = plan.on_cuda ? "the GPU" : "this machine";
+  if (!available)
+    return plan.on_cuda ? "there is no CUDA device here to hold it against\n"
+                        : "how much memory this machine has available could not be read\n";
+  if (plan.needed_bytes() <= *available)
+    return "fits: " + place + " has " + format_bytes(*available) + " available\n";
+  std::string text = "does not fit: " + place + " has " + format_bytes(*available) + " available\n";
+  for (const train::Saving& saving : train::possible_savings(plan, *available))
+    text += "  with " + saving.field + " = " + saving.value + " it needs " +
+            format_bytes(saving.needed_bytes) + '\n';
+  return text;
+}
+
+void run(const Arguments& arguments) {
+  config::RunConfig config = load_config(arguments.config, arguments.overrides);
+  ops::load_cuda_plugin();
+  const bool on_cuda =
+      arguments.device == "cuda" || (arguments.device == "auto" && ops::choose_device("auto").is_cuda());
+  if (config.model.vocab == 0)
+    config.model.vocab = train::vocabulary(config, data::open_tokenizer(config.data.tokenizer).get());
+  const train::Plan plan = train::make_plan(config, on_cuda);
+  const std::optional<int64_t> available = available_bytes(on_cuda);
+  if (arguments.as_json) {
+    nlohmann::ordered_json json = train::to_json(plan);
+    if (available) {
+      json["available_bytes"] = *available;
+      json["fits"] = plan.needed_bytes() <= *available;
+    }
+    std::cout << json.dump(2) << '\n';
+  } else {
+    std::cout << train::to_text(plan) << verdict(plan, available);
+  }
+  std::cout.flush();
+}
+
+}  // namespace
+
+void add_plan_command(CLI::App& app) {
+  CLI::App* command = app.add_subcommand(
+      "plan", "Show parameters, arithmetic and memory of a config, before anything is allocated");
+  auto arguments = std::make_shared<Arguments>();
+  command->add_option("config", arguments->config, "Config file (TOML)")->required();
+  command->add_option("--set", arguments->overrides, "Override a field: train.micro_batch=2")
+      ->allow_extra_args(false);
+  command->add_option("--device", arguments->device, "cpu, cuda (also without a GPU here) or auto")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"cpu", "cuda", "auto"}));
+  command->add_flag("--json", arguments->as_json, "Print one JSON object instead of text");
+  command->callback([arguments] { run(*arguments); });
+}
+
+}  // namespace moebius::cli

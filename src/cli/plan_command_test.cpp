@@ -1,0 +1,87 @@
+#include "cli/plan_command.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <CLI/CLI.hpp>
+#include <fstream>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+
+#include "base/error.h"
+#include "base/test_folder.h"
+
+namespace moebius::cli {
+namespace {
+
+using testing::HasSubstr;
+
+class PlanCommand : public testing::Test {
+ protected:
+  PlanCommand() : config((folder.path() / "config.toml").string()) {
+    std::ofstream(config) << "[model]\nlayers = 2\ndim = 64\n[model.moe]\nexperts = 4\nexpert_dim = 32\n"
+                             "[data]\nfiles = [\"text.txt\"]\n[train]\nsequence = 64\n";
+  }
+
+  // What `moebius plan ARGUMENTS` prints; the text of a UserError after "error: ".
+  std::string run(const std::string& arguments) {
+    CLI::App app;
+    add_plan_command(app);
+    std::ostringstream out;
+    std::streambuf* before = std::cout.rdbuf(out.rdbuf());
+    try {
+      app.parse("plan " + arguments);
+    } catch (const UserError& error) {
+      out << "error: " << error.what();
+    } catch (const CLI::ParseError& error) {
+      out << "usage: " << error.what();
+    }
+    std::cout.rdbuf(before);
+    return out.str();
+  }
+
+  TestFolder folder;
+  std::string config;
+};
+
+TEST_F(PlanCommand, prints_a_table_and_whether_it_fits) {
+  const std::string text = run(config + " --device cpu");
+  EXPECT_THAT(text, HasSubstr("\n  expert                         49.2k\n"));
+  EXPECT_THAT(text,
+              HasSubstr("\n  tokens per step                  512  1 pass of 8 sequences of 64 tokens\n"));
+  EXPECT_THAT(text, HasSubstr("memory on cpu, fp32\n"));
+  EXPECT_THAT(text, HasSubstr("\nfits: this machine has "));
+}
+
+TEST_F(PlanCommand, takes_the_vocabulary_from_the_tokenizer_and_fields_from_the_command_line) {
+  const auto json = nlohmann::json::parse(run(config + " --device cpu --json --set train.micro_batch=2"));
+  EXPECT_EQ(json["parameters"]["embedding"], 2 * 256 * 64);
+  EXPECT_EQ(json["micro_batches"], 4);
+  EXPECT_EQ(json["fits"], true);
+  EXPECT_EQ(json["at_peak"]["weights_bytes"], 4 * json["total_parameters"].get<int64_t>());
+}
+
+TEST_F(PlanCommand, says_what_to_change_when_it_does_not_fit) {
+  const std::string text = run(config + " --device cpu --set train.batch=100000000");
+  EXPECT_THAT(text, HasSubstr("\ndoes not fit: this machine has "));
+  EXPECT_THAT(text, HasSubstr("  with train.micro_batch = "));
+  EXPECT_THAT(text, HasSubstr("  with train.recompute = \"full\" it needs "));
+}
+
+TEST_F(PlanCommand, plans_for_cuda_without_a_gpu) {
+  EXPECT_THAT(run(config + " --device cuda --set train.precision=bf16"), HasSubstr("memory on cuda, bf16\n"));
+}
+
+TEST_F(PlanCommand, refuses_what_train_refuses) {
+  EXPECT_THAT(run(config + " --set model.heds=2"), HasSubstr("error: "));
+  EXPECT_THAT(run(config + " --set model.heds=2"), HasSubstr("model.heads"));
+  EXPECT_THAT(run(config + " --set model.kv_heads=3"), HasSubstr("error: "));
+  EXPECT_THAT(run(config + " --set data.tokenizer=missing.model"), HasSubstr("missing.model"));
+  EXPECT_THAT(run((folder.path() / "none.toml").string()), HasSubstr("none.toml"));
+  EXPECT_THAT(run(""), HasSubstr("usage: "));
+}
+
+}  // namespace
+}  // namespace moebius::cli

@@ -1,0 +1,215 @@
+#include "train/plan.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "base/check.h"
+#include "base/concat.h"
+#include "base/error.h"
+#include "base/units.h"
+#include "moe/moe_feed_forward.h"
+#include "train/flops.h"
+
+namespace moebius::train {
+namespace {
+
+struct ClassRow {
+  const char* name;
+  const char* key;
+  int64_t MemoryByClass::*bytes;
+};
+constexpr ClassRow kClasses[] = {
+    {"weights", "weights_bytes", &MemoryByClass::weights_bytes},
+    {"fp32 master weights", "master_bytes", &MemoryByClass::master_bytes},
+    {"optimizer moments", "moments_bytes", &MemoryByClass::moments_bytes},
+    {"gradients", "gradients_bytes", &MemoryByClass::gradients_bytes},
+    {"activations", "activations_bytes", &MemoryByClass::activations_bytes},
+    {"workspace", "workspace_bytes", &MemoryByClass::workspace_bytes},
+    {"inputs", "input_bytes", &MemoryByClass::input_bytes},
+};
+
+std::string row(const std::string& name, const std::string& value, const std::string& second = {}) {
+  char text[256];
+  std::snprintf(text, sizeof text, "  %-24s%12s%14s", name.c_str(), value.c_str(), second.c_str());
+  std::string line = text;
+  line.erase(line.find_last_not_of(' ') + 1);
+  return line + '\n';
+}
+
+std::string by_class(const MemoryByClass& memory) {
+  std::string text;
+  for (const ClassRow& entry : kClasses)
+    if (memory.*entry.bytes > 0)
+      text += concat(text.empty() ? "" : ", ", entry.name, ' ', format_bytes(memory.*entry.bytes));
+  return text;
+}
+
+std::string counted(int64_t count, const char* what, const char* ending = "s") {
+  return concat(count, ' ', what, count == 1 ? "" : ending);
+}
+
+// Sequences per pass, a divisor of the batch, with which the run fits; 1 when none does.
+int64_t smaller_micro_batch(const Plan& plan, int64_t available_bytes) {
+  config::RunConfig config = plan.config;
+  std::set<int64_t, std::greater<>> divisors;
+  for (int64_t i = 1; i * i <= config.train.batch; ++i)
+    if (config.train.batch % i == 0) divisors.insert({i, config.train.batch / i});
+  for (const int64_t micro : divisors) {
+    if (micro >= plan.config.train.micro_batch) continue;
+    config.train.micro_batch = micro;
+    if (make_plan(config, plan.on_cuda).needed_bytes() <= available_bytes) return micro;
+  }
+  return 1;
+}
+
+std::string advice(const Plan& plan, int64_t available_bytes) {
+  std::string text;
+  for (const Saving& saving : possible_savings(plan, available_bytes))
+    text += concat(text.empty() ? "" : ", ", saving.field, " = ", saving.value, " (then ",
+                   format_bytes(saving.needed_bytes), ")");
+  const char* smaller = "make the model smaller (model.layers, model.dim, model.moe.experts)";
+  return text.empty() ? smaller : concat("set ", text, ", or ", smaller);
+}
+
+std::string needs(const Plan& plan) {
+  return concat(
+      format_bytes(plan.needed_bytes()), " of ", plan.on_cuda ? "GPU memory" : "memory", " (",
+      by_class(plan.memory.at_peak), ", in the ", plan.memory.peak_moment,
+      plan.on_cuda || plan.memory.snapshot_bytes == 0
+          ? std::string()
+          : concat("; copies for background checkpoints ", format_bytes(plan.memory.snapshot_bytes)),
+      ")");
+}
+
+nlohmann::ordered_json class_json(const MemoryByClass& memory) {
+  nlohmann::ordered_json json;
+  for (const ClassRow& entry : kClasses) json[entry.key] = memory.*entry.bytes;
+  return json;
+}
+
+}  // namespace
+
+int64_t Plan::needed_bytes() const {
+  const int64_t peak = memory.peak_bytes();
+  if (on_cuda) return peak;
+  if (memory.snapshot_beside_step) return peak + memory.snapshot_bytes;
+  const MemoryByClass& held = memory.largest;  // between steps
+  return std::max(peak, held.weights_bytes + held.master_bytes + held.moments_bytes + memory.snapshot_bytes);
+}
+
+Plan make_plan(const config::RunConfig& config, bool on_cuda) {
+  MOEBIUS_CHECK_GE(config.model.vocab, 1, "a plan needs the size of the vocabulary");
+  const auto decoder = moe::make_decoder(config.model);
+  const nn::ParamTable& params = decoder->params();
+  Plan plan;
+  plan.config = config;
+  if (plan.config.train.micro_batch == 0) plan.config.train.micro_batch = config.train.batch;
+  plan.on_cuda = on_cuda;
+  for (const nn::ParamClass klass : {nn::ParamClass::expert, nn::ParamClass::dense, nn::ParamClass::embedding,
+                                     nn::ParamClass::router, nn::ParamClass::norm})
+    if (const int64_t count = params.num_elements(klass); count > 0)
+      plan.parameters.emplace_back(klass, count);
+  plan.total_parameters = params.num_elements();
+  const int64_t expert = params.num_elements(nn::ParamClass::expert);
+  plan.active_parameters = plan.total_parameters;
+  if (expert > 0)
+    plan.active_parameters -=
+        expert / config.model.moe.experts * (config.model.moe.experts - config.model.moe.top_k);
+  plan.flops_per_token = model_flops_per_token(config.model, config.train.sequence);
+  plan.tokens_per_step = config.train.batch * config.train.sequence;
+  plan.micro_batches = config.train.batch / plan.config.train.micro_batch;
+  plan.memory = plan_memory(plan.config, params, on_cuda);
+  return plan;
+}
+
+std::vector<Saving> possible_savings(const Plan& plan, int64_t available_bytes) {
+  std::vector<Saving> savings;
+  const auto try_out = [&](const std::string& field, const std::string& value, const auto& change) {
+    config::RunConfig config = plan.config;
+    change(config);
+    const int64_t needed = make_plan(config, plan.on_cuda).needed_bytes();
+    if (needed <= plan.needed_bytes() - plan.needed_bytes() / 100) savings.push_back({field, value, needed});
+  };
+  if (plan.config.train.micro_batch > 1) {
+    const int64_t micro = smaller_micro_batch(plan, available_bytes);
+    try_out("train.micro_batch", std::to_string(micro),
+            [&](config::RunConfig& config) { config.train.micro_batch = micro; });
+  }
+  for (const char* word : {"selective", "full"})
+    if (plan.config.train.recompute == "none" || (plan.config.train.recompute == "selective" && *word == 'f'))
+      try_out("train.recompute", concat('"', word, '"'),
+              [&](config::RunConfig& config) { config.train.recompute = word; });
+  try_out("optimizer.state_dtype", "\"bf16\"",
+          [](config::RunConfig& config) { config.optimizer.state_dtype = "bf16"; });
+  try_out("optimizer.master_weights", "false",
+          [](config::RunConfig& config) { config.optimizer.master_weights = false; });
+  try_out("train.precision", "\"bf16\"", [](config::RunConfig& config) { config.train.precision = "bf16"; });
+  try_out("checkpoint.background", "false",
+          [](config::RunConfig& config) { config.checkpoint.background = false; });
+  return savings;
+}
+
+std::string to_text(const Plan& plan) {
+  const config::TrainSection& train = plan.config.train;
+  std::string text = "parameters\n";
+  for (const auto& [klass, count] : plan.parameters)
+    text += row(nn::name_of(klass), format_count(static_cast<double>(count)));
+  text += row("total", format_count(static_cast<double>(plan.total_parameters)));
+  text += row("active per token", format_count(static_cast<double>(plan.active_parameters)));
+  text += "arithmetic, forward and backward\n";
+  text += row("FLOPs per token", format_count(plan.flops_per_token));
+  text += row("tokens per step", std::to_string(plan.tokens_per_step),
+              concat("  ", counted(plan.micro_batches, "pass", "es"), " of ",
+                     counted(train.micro_batch, "sequence"), " of ", counted(train.sequence, "token")));
+  text += row("FLOPs per step", format_count(plan.flops_per_step()));
+  text += concat("memory on ", plan.on_cuda ? "cuda" : "cpu", ", ", train.precision, "\n");
+  text += row("", "at the peak", "at most");
+  for (const ClassRow& entry : kClasses)
+    if (plan.memory.largest.*entry.bytes > 0)
+      text += row(entry.name, format_bytes(plan.memory.at_peak.*entry.bytes),
+                  format_bytes(plan.memory.largest.*entry.bytes));
+  text += row("peak of a step", format_bytes(plan.memory.peak_bytes()),
+              concat("  in the ", plan.memory.peak_moment));
+  if (plan.memory.snapshot_bytes > 0)
+    text += row("background checkpoints", format_bytes(plan.memory.snapshot_bytes),
+                plan.on_cuda                       ? "  of host memory"
+                : plan.memory.snapshot_beside_step ? ""
+                                                   : "  after the last step");
+  return text;
+}
+
+nlohmann::ordered_json to_json(const Plan& plan) {
+  nlohmann::ordered_json json;
+  json["device"] = plan.on_cuda ? "cuda" : "cpu";
+  for (const auto& [klass, count] : plan.parameters) json["parameters"][nn::name_of(klass)] = count;
+  json["total_parameters"] = plan.total_parameters;
+  json["active_parameters"] = plan.active_parameters;
+  json["flops_per_token"] = plan.flops_per_token;
+  json["flops_per_step"] = plan.flops_per_step();
+  json["tokens_per_step"] = plan.tokens_per_step;
+  json["micro_batches"] = plan.micro_batches;
+  json["precision"] = plan.config.train.precision;
+  json["peak_bytes"] = plan.memory.peak_bytes();
+  json["peak_moment"] = plan.memory.peak_moment;
+  json["at_peak"] = class_json(plan.memory.at_peak);
+  json["largest"] = class_json(plan.memory.largest);
+  json["snapshot_bytes"] = plan.memory.snapshot_bytes;
+  json["needed_bytes"] = plan.needed_bytes();
+  return json;
+}
+
+void check_memory_fits(const Plan& plan, int64_t available_bytes) {
+  if (0.9 * static_cast<double>(plan.needed_bytes()) <= static_cast<double>(available_bytes)) return;
+  throw_user_error("the run needs about ", needs(plan), ", but ", format_bytes(available_bytes),
+                   " are available; ", advice(plan, available_bytes));
+}
+
+std::string out_of_memory_message(const Plan& plan, const std::string& what) {
+  return concat("out of memory: ", what, "\nthe run was planned to need ", needs(plan), "; ",
+                advice(plan, plan.needed_bytes() / 2));
+}
+
+}  // namespace moebius::train

@@ -1,0 +1,171 @@
+#include "train/plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/test_folder.h"
+#include "config/load.h"
+#include "train/flops.h"
+
+namespace moebius::train {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::Not;
+
+constexpr int64_t kGiB = int64_t{1} << 30;
+
+config::RunConfig config_with(const std::vector<std::string>& overrides = {}) {
+  return config::parse_run_config(R"(
+[model]
+layers = 4
+dim = 64
+heads = 4
+kv_heads = 2
+ffn_dim = 96
+vocab = 1000
+qk_norm = "head"
+[model.moe]
+experts = 8
+top_k = 2
+expert_dim = 32
+shared_experts = 1
+dense_layers = [0]
+[data]
+synthetic = true
+[train]
+sequence = 128
+batch = 12
+precision = "bf16"
+)",
+                                  "test", overrides);
+}
+
+TEST(Plan, counts_parameters) {
+  const Plan plan = make_plan(config_with(), false);
+  const int64_t attention = 64 * 128 + 64 * 64, dense = 3 * 64 * 96, one_expert = 3 * 64 * 32;
+  const std::vector<std::pair<nn::ParamClass, int64_t>> expected{
+      {nn::ParamClass::expert, 3 * 8 * one_expert},
+      {nn::ParamClass::dense, 4 * attention + dense + 3 * one_expert},
+      {nn::ParamClass::embedding, 2 * 1000 * 64},
+      {nn::ParamClass::router, 3 * 8 * 64},
+      {nn::ParamClass::norm, 4 * (2 * 64 + 2 * 16) + 64}};
+  EXPECT_EQ(plan.parameters, expected);
+  int64_t total = 0;
+  for (const auto& [klass, count] : plan.parameters) total += count;
+  EXPECT_EQ(plan.total_parameters, total);
+  EXPECT_EQ(plan.active_parameters, total - 3 * 6 * one_expert);
+  EXPECT_EQ(make_plan(config_with({"model.moe.experts=0"}), false).active_parameters,
+            make_plan(config_with({"model.moe.experts=0"}), false).total_parameters);
+}
+
+TEST(Plan, counts_arithmetic_of_a_step) {
+  const Plan plan = make_plan(config_with({"train.micro_batch=3"}), false);
+  EXPECT_EQ(plan.tokens_per_step, 12 * 128);
+  EXPECT_EQ(plan.micro_batches, 4);
+  EXPECT_EQ(plan.flops_per_token, model_flops_per_token(plan.config.model, 128));
+  EXPECT_EQ(plan.flops_per_step(), 12 * 128 * plan.flops_per_token);
+}
+
+TEST(Plan, state_follows_the_optimizer) {
+  const auto held = [](const std::vector<std::string>& overrides) {
+    return make_plan(config_with(overrides), false).memory.largest;
+  };
+  const Plan plan = make_plan(config_with(), false);
+  const int64_t router = 3 * 8 * 64, others = plan.total_parameters - router;
+  const MemoryByClass usual = plan.memory.largest;
+  EXPECT_EQ(usual.weights_bytes, 2 * others + 4 * router);
+  EXPECT_EQ(usual.gradients_bytes, usual.weights_bytes);
+  EXPECT_EQ(usual.master_bytes, 4 * others);
+  EXPECT_EQ(usual.moments_bytes, 8 * plan.total_parameters);
+  EXPECT_EQ(held({"optimizer.state_dtype=bf16"}).moments_bytes, 4 * others + 8 * router);
+  EXPECT_EQ(held({"optimizer.master_weights=false"}).master_bytes, 0);
+  const MemoryByClass fp32 = held({"train.precision=fp32"});
+  EXPECT_EQ(fp32.master_bytes, 0);
+  EXPECT_EQ(fp32.weights_bytes, 4 * plan.total_parameters);
+  // A selection bias is a weight without gradient and moments.
+  const MemoryByClass biased = held({"train.precision=fp32", "model.moe.balance.bias_rate=0.001"});
+  EXPECT_EQ(biased.weights_bytes, fp32.weights_bytes + 3 * 8 * 4);
+  EXPECT_EQ(biased.gradients_bytes, fp32.gradients_bytes);
+}
+
+TEST(Plan, background_checkpoints_take_host_memory) {
+  const Plan often = make_plan(config_with({"checkpoint.every=10"}), false);
+  const MemoryByClass& held = often.memory.largest;
+  EXPECT_EQ(often.memory.snapshot_bytes, held.weights_bytes + held.master_bytes + held.moments_bytes);
+  EXPECT_EQ(often.needed_bytes(), often.memory.peak_bytes() + often.memory.snapshot_bytes);
+  // At the end no step runs beside it.
+  const Plan once = make_plan(config_with({"train.batch=1"}), false);
+  EXPECT_LT(once.memory.peak_bytes(), 2 * once.memory.snapshot_bytes);
+  EXPECT_EQ(once.needed_bytes(), 2 * once.memory.snapshot_bytes);
+  EXPECT_EQ(make_plan(config_with({"checkpoint.background=false"}), false).memory.snapshot_bytes, 0);
+  EXPECT_EQ(make_plan(config_with({"checkpoint.at_end=false"}), false).memory.snapshot_bytes, 0);
+  const Plan device = make_plan(config_with({"checkpoint.every=10"}), true);
+  EXPECT_EQ(device.needed_bytes(), device.memory.peak_bytes());
+}
+
+TEST(Plan, json_and_text_agree_with_it) {
+  const Plan plan = make_plan(config_with({"train.micro_batch=3"}), true);
+  const nlohmann::ordered_json json = to_json(plan);
+  int64_t sum = 0;
+  for (const auto& [name, bytes] : json["at_peak"].items()) sum += bytes.get<int64_t>();
+  EXPECT_EQ(sum, plan.memory.peak_bytes());
+  EXPECT_EQ(json["peak_bytes"], plan.memory.peak_bytes());
+  EXPECT_EQ(json["parameters"]["router"], 3 * 8 * 64);
+  EXPECT_THAT(to_text(plan),
+              AllOf(HasSubstr("4 passes of 3 sequences of 128 tokens\n"),
+                    HasSubstr("\nmemory on cuda, bf16\n"), HasSubstr("in the " + plan.memory.peak_moment)));
+}
+
+TEST(Plan, savings_hold_what_they_promise) {
+  const Plan plan = make_plan(config_with({"train.sequence=1024", "checkpoint.every=10"}), false);
+  const std::vector<Saving> savings = possible_savings(plan, plan.needed_bytes() / 2);
+  std::vector<std::string> fields;
+  for (const Saving& saving : savings) {
+    fields.push_back(saving.field);
+    const Plan changed = make_plan(
+        config_with({"train.sequence=1024", "checkpoint.every=10", saving.field + "=" + saving.value}),
+        false);
+    EXPECT_EQ(changed.needed_bytes(), saving.needed_bytes) << saving.field;
+    EXPECT_LT(saving.needed_bytes, plan.needed_bytes());
+    if (saving.field == "train.micro_batch") {
+      EXPECT_LE(saving.needed_bytes, plan.needed_bytes() / 2);
+    }
+  }
+  EXPECT_THAT(fields, testing::ElementsAre("train.micro_batch", "train.recompute", "train.recompute",
+                                           "optimizer.state_dtype", "optimizer.master_weights",
+                                           "checkpoint.background"));
+  const Plan least =
+      make_plan(config_with({"train.batch=1", "train.recompute=full", "optimizer.state_dtype=bf16",
+                             "optimizer.master_weights=false", "checkpoint.background=false"}),
+                false);
+  EXPECT_TRUE(possible_savings(least, 0).empty());
+}
+
+TEST(Plan, refuses_a_run_that_does_not_fit) {
+  const Plan plan = make_plan(config_with({"train.batch=4096"}), true);
+  const int64_t needed = plan.needed_bytes();
+  EXPECT_NO_THROW(check_memory_fits(plan, needed));
+  EXPECT_NO_THROW(check_memory_fits(plan, needed / 10 * 9 + 10));  // the prediction may be that much too high
+  EXPECT_THAT(
+      message_of<UserError>([&] { check_memory_fits(plan, kGiB); }),
+      AllOf(HasSubstr("the run needs about "), HasSubstr(" of GPU memory (weights "),
+            HasSubstr(", activations "), HasSubstr(", but 1.00 GiB are available; set train.micro_batch = "),
+            HasSubstr("train.recompute = \"full\" (then "), HasSubstr("model.layers"),
+            Not(HasSubstr("train.precision"))));
+}
+
+TEST(Plan, explains_an_allocation_that_failed) {
+  EXPECT_THAT(
+      out_of_memory_message(make_plan(config_with({"train.batch=4096"}), false), "tried to allocate 3 GiB"),
+      AllOf(HasSubstr("out of memory: tried to allocate 3 GiB\nthe run was planned to need "),
+            HasSubstr("; copies for background checkpoints "), HasSubstr("set train.micro_batch = 1024 (then "),
+            HasSubstr("train.recompute = \"selective\" (then ")));
+}
+
+}  // namespace
+}  // namespace moebius::train
