@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/heap.h"
 #include "base/log.h"
+#include "cli/bench_command.h"
 #include "cli/data_command.h"
 #include "cli/doctor_command.h"
 #include "cli/eval_command.h"
@@ -28,6 +29,7 @@ int run(int argc, char** argv) {
   add_generate_command(app);
   add_plan_command(app);
   add_data_command(app);
+  add_bench_command(app);
   add_doctor_command(app);
   try {
     app.parse(argc, argv);

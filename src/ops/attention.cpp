@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "base/check.h"
+#include "kernels/api/attention.h"
 #include "ops/device.h"
 
 namespace moebius::ops {
@@ -51,10 +52,6 @@ void store(const at::Tensor& grad, const at::Tensor& columns, int64_t length) {
   }
 }
 
-at::Tensor repeat_heads(const at::Tensor& x, int64_t num_heads) {
-  return x.size(1) == num_heads ? x : x.repeat_interleave(num_heads / x.size(1), 1);
-}
-
 // First and last token of a run of documents of one length.
 struct Run {
   int64_t begin, end, length;
@@ -81,53 +78,51 @@ Parts rows(const Parts& parts, const Run& run) {
           parts.v.narrow(0, run.begin, count)};
 }
 
+kernels::AttentionShape kernel_shape(const at::Tensor& qkv, const at::Tensor& cu_seqlens,
+                                     const AttentionShape& shape) {
+  return {cu_seqlens.const_data_ptr<int32_t>(),
+          cu_seqlens.size(0) - 1,
+          qkv.size(0),
+          shape.num_heads,
+          shape.num_kv_heads,
+          shape.head_dim,
+          kernel_dtype(qkv)};
+}
+
+// The project's own kernel (kernels/api/attention.h). cu_seqlens lies on the CPU.
 class CpuAttention : public Function<CpuAttention> {
  public:
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& qkv, const std::vector<Run>& runs,
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& qkv, const at::Tensor& cu_seqlens,
                             const AttentionShape& shape) {
-    at::Tensor out = at::empty({qkv.size(0), shape.num_heads, shape.head_dim}, qkv.options());
-    variable_list saved{qkv, {}};
-    for (const Run& run : runs) {
-      const Parts in = by_document(rows(split(qkv, shape), run), run.length);
-      auto [run_out, lse] = at::_scaled_dot_product_flash_attention_for_cpu(
-          in.q, repeat_heads(in.k, shape.num_heads), repeat_heads(in.v, shape.num_heads), 0.0, true);
-      by_document(out.narrow(0, run.begin, run.end - run.begin), run.length).copy_(run_out);
-      saved.push_back(lse);
-    }
-    out = out.flatten(1);
-    saved[1] = out;
-    ctx->save_for_backward(saved);
+    at::Tensor out = at::empty({qkv.size(0), shape.num_heads * shape.head_dim}, qkv.options());
+    at::Tensor lse = at::empty({shape.num_heads, qkv.size(0)}, qkv.options().dtype(at::kFloat));
+    kernels::AttentionForwardArgs args{};
+    args.shape = kernel_shape(qkv, cu_seqlens, shape);
+    args.qkv = qkv.const_data_ptr();
+    args.out = out.mutable_data_ptr();
+    args.lse = lse.mutable_data_ptr<float>();
+    kernel_table(qkv.device()).attention_forward(args, current_stream(qkv.device()));
+    ctx->save_for_backward({qkv, out, lse, cu_seqlens});
     ctx->set_materialize_grads(false);
-    ctx->saved_data["shape"] = std::vector<int64_t>{shape.num_heads, shape.num_kv_heads, shape.head_dim};
-    std::vector<int64_t> flat;
-    for (const Run& run : runs) flat.insert(flat.end(), {run.begin, run.end, run.length});
-    ctx->saved_data["runs"] = flat;
+    ctx->saved_data["sizes"] = std::vector<int64_t>{shape.num_heads, shape.num_kv_heads, shape.head_dim};
     return out;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     if (!grads[0].defined()) return variable_list(3);
     const variable_list saved = ctx->get_saved_variables();
-    const std::vector<int64_t> sizes = ctx->saved_data["shape"].toIntVector();
-    const std::vector<int64_t> flat = ctx->saved_data["runs"].toIntVector();
-    const AttentionShape shape{sizes[0], sizes[1], sizes[2]};
+    const std::vector<int64_t> sizes = ctx->saved_data["sizes"].toIntVector();
     const at::Tensor& qkv = saved[0];
-    const std::vector<int64_t> heads{qkv.size(0), shape.num_heads, shape.head_dim};
-    const at::Tensor out = saved[1].view(heads), grad_out = grads[0].contiguous().view(heads);
+    const at::Tensor grad_out = grads[0].contiguous();
     at::Tensor grad_qkv = at::empty_like(qkv);
-    for (size_t i = 0; i * 3 < flat.size(); ++i) {
-      const Run run{flat[3 * i], flat[3 * i + 1], flat[3 * i + 2]};
-      const int64_t count = run.end - run.begin;
-      const Parts in = by_document(rows(split(qkv, shape), run), run.length);
-      const auto [grad_q, grad_k, grad_v] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-          by_document(grad_out.narrow(0, run.begin, count), run.length), in.q,
-          repeat_heads(in.k, shape.num_heads), repeat_heads(in.v, shape.num_heads),
-          by_document(out.narrow(0, run.begin, count), run.length), saved[2 + i], 0.0, true);
-      const Parts columns = rows(split(grad_qkv, shape), run);
-      store(grad_q, columns.q, run.length);
-      store(grad_k, columns.k, run.length);
-      store(grad_v, columns.v, run.length);
-    }
+    kernels::AttentionBackwardArgs args{};
+    args.shape = kernel_shape(qkv, saved[3], {sizes[0], sizes[1], sizes[2]});
+    args.qkv = qkv.const_data_ptr();
+    args.out = saved[1].const_data_ptr();
+    args.lse = saved[2].const_data_ptr<float>();
+    args.grad_out = grad_out.const_data_ptr();
+    args.grad_qkv = grad_qkv.mutable_data_ptr();
+    kernel_table(qkv.device()).attention_backward(args, current_stream(qkv.device()));
     return {grad_qkv, {}, {}};
   }
 };
@@ -261,8 +256,7 @@ at::Tensor attention(const at::Tensor& qkv_TC, const Segments& segments, const A
   const at::Tensor qkv = qkv_TC.contiguous();
   if (qkv.size(0) == 0) return qkv.narrow(1, 0, shape.num_heads * shape.head_dim);
   if (qkv.is_cpu()) {
-    kernel_dtype(qkv);  // checks it
-    return CpuAttention::apply(qkv, runs_of(segments), shape);
+    return CpuAttention::apply(qkv, at::tensor(segments.cu_seqlens, at::kInt), shape);
   }
   const int64_t length = segments.uniform_length();
   if (length > 0 && cudnn_takes(qkv, length, shape)) return CudnnAttention::apply(qkv, length, shape);

@@ -2,6 +2,7 @@
 // loaded.
 #pragma once
 
+#include "kernels/api/attention.h"
 #include "kernels/api/grouped_gemm.h"
 #include "kernels/api/loss.h"
 #include "kernels/api/norm.h"
@@ -29,7 +30,9 @@ struct KernelTable {
   void (*sort_by_expert)(const SortByExpertArgs&, Stream);
   void (*gather_rows)(const GatherRowsArgs&, Stream);
   void (*combine_rows)(const CombineRowsArgs&, Stream);
-  void (*grouped_gemm)(const GroupedGemmArgs&, Stream);  // null on CUDA
+  void (*attention_forward)(const AttentionForwardArgs&, Stream);    // null on CUDA
+  void (*attention_backward)(const AttentionBackwardArgs&, Stream);  // null on CUDA
+  void (*grouped_gemm)(const GroupedGemmArgs&, Stream);              // null on CUDA
   void (*cross_entropy)(const CrossEntropyArgs&, Stream);
   void (*adamw)(const AdamWArgs&, Stream);
   void (*sum_squares)(const SumSquaresArgs&, Stream);

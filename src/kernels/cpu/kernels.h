@@ -19,6 +19,8 @@ void route_stats(const RouteStatsArgs&, Stream);
 void sort_by_expert(const SortByExpertArgs&, Stream);
 void gather_rows(const GatherRowsArgs&, Stream);
 void combine_rows(const CombineRowsArgs&, Stream);
+void attention_forward(const AttentionForwardArgs&, Stream);
+void attention_backward(const AttentionBackwardArgs&, Stream);
 void cross_entropy(const CrossEntropyArgs&, Stream);
 void adamw(const AdamWArgs&, Stream);
 void sum_squares(const SumSquaresArgs&, Stream);

@@ -19,6 +19,8 @@ const KernelTable& cpu_kernels() {
       .sort_by_expert = cpu::sort_by_expert,
       .gather_rows = cpu::gather_rows,
       .combine_rows = cpu::combine_rows,
+      .attention_forward = cpu::attention_forward,
+      .attention_backward = cpu::attention_backward,
       .grouped_gemm = cpu::grouped_gemm,
       .cross_entropy = cpu::cross_entropy,
       .adamw = cpu::adamw,

@@ -17,6 +17,8 @@ const KernelTable& cuda_kernels() {
       .sort_by_expert = sort_by_expert,
       .gather_rows = gather_rows,
       .combine_rows = combine_rows,
+      .attention_forward = nullptr,
+      .attention_backward = nullptr,
       .grouped_gemm = nullptr,
       .cross_entropy = cross_entropy,
       .adamw = adamw,
