@@ -131,6 +131,11 @@ TEST_F(Program, a_missing_gpu_is_said) {
   EXPECT_FALSE(fs::exists(run_));
 }
 
+TEST_F(Program, a_model_larger_than_the_memory_is_refused_with_its_plan) {
+  expect_refusal({"--set", "model.dim=65536", "--set", "model.heads=64", "--set", "model.layers=100"},
+                 {"weights", "optimizer.state_dtype"});
+}
+
 TEST_F(Program, a_port_in_use_is_named) {
   const int listener = socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};

@@ -13,7 +13,6 @@
 #include <vector>
 
 #include "base/concat.h"
-#include "base/parallel.h"
 #include "moe/moe_feed_forward.h"
 #include "ops/linear_loss.h"
 
@@ -132,7 +131,6 @@ class Replay {
   Stream recomputed_block_backward(int64_t layer, BlockNodes& nodes, const Stream& grad);
   Tensor attention(const Tensor& qkv, BlockNodes* nodes);
   Tensor attention_backward();
-  Tensor attention_tile(bool backward);
   Tensor feed_forward(int64_t layer, const Tensor& x, BlockNodes* nodes);
   Tensor feed_forward_backward(int64_t layer, BlockNodes& nodes);
   Tensor dense(int64_t width, const Tensor& x, DenseNodes* nodes);
@@ -336,60 +334,22 @@ Stream Replay::recomputed_block_backward(int64_t layer, BlockNodes& nodes, const
 Tensor Replay::attention(const Tensor& qkv, BlockNodes* nodes) {
   const Class keep = nodes != nullptr ? kActivations : kWorkspace;
   const int64_t query_elements = num_tokens_ * query_width_;
-  Tensor out, log_sums;
-  if (on_cuda_) {
-    out = make(keep, query_elements);
-    log_sums = make32(keep, num_tokens_ * model_.heads);
-  } else {
-    out = make(keep, query_elements);
-    Kept repeated;
-    if (model_.heads != model_.kv_heads) {
-      repeated.push_back(make(kWorkspace, query_elements));
-      repeated.push_back(make(kWorkspace, query_elements));
-    }
-    const Tensor own_layout = make(kWorkspace, query_elements);
-    log_sums = make32(keep, num_tokens_ * model_.heads);
-    const Tensor tile = attention_tile(false);
-  }
+  const Tensor out = make(keep, query_elements), log_sums = make32(keep, num_tokens_ * model_.heads);
   if (nodes != nullptr) nodes->attention = {qkv, out, log_sums};
   return out;
 }
 
 Tensor Replay::attention_backward() {
-  const int64_t query_elements = num_tokens_ * query_width_;
-  const int64_t key_elements = num_tokens_ * model_.kv_heads * head_dim_;
   if (on_cuda_) {
+    const int64_t query_elements = num_tokens_ * query_width_;
+    const int64_t key_elements = num_tokens_ * model_.kv_heads * head_dim_;
     Kept grads{make(kWorkspace, query_elements), make(kWorkspace, key_elements),
                make(kWorkspace, key_elements)};
     // cuDNN sums the queries' gradients in fp32.
     { const Tensor sums = make32(kWorkspace, query_elements); }
     return make(kWorkspace, num_tokens_ * qkv_width_);
   }
-  Tensor grad_qkv = make(kWorkspace, num_tokens_ * qkv_width_);
-  Kept repeated;
-  if (model_.heads != model_.kv_heads) {
-    repeated.push_back(make(kWorkspace, query_elements));
-    repeated.push_back(make(kWorkspace, query_elements));
-  }
-  Kept grads;
-  for (int i = 0; i < 3; ++i) grads.push_back(make(kWorkspace, query_elements));
-  attention_tile(true);
-  if (model_.heads != model_.kv_heads) {
-    repeated.clear();
-    make(kWorkspace, key_elements);
-  }
-  return grad_qkv;
-}
-
-// What each thread of libtorch's flash attention on the CPU works in: scores of a tile of queries and keys in
-// fp32, and in bf16 where that is the model's type.
-Tensor Replay::attention_tile(bool backward) {
-  const int64_t queries = sequence_ >= 768 ? 256 : sequence_ >= 192 ? 64 : 32;
-  const int64_t scores = std::min(queries, sequence_) * std::min<int64_t>(512, sequence_);
-  const int64_t reduced = element_ == 2 ? 2 * scores : 0;
-  const int64_t each =
-      backward ? 2 * (4 * scores + reduced) : 4 * (scores + queries * (2 + head_dim_)) + reduced;
-  return bytes(kWorkspace, each * num_threads());
+  return make(kWorkspace, num_tokens_ * qkv_width_);
 }
 
 Tensor Replay::feed_forward(int64_t layer, const Tensor& x, BlockNodes* nodes) {

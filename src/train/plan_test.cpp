@@ -163,7 +163,8 @@ TEST(Plan, explains_an_allocation_that_failed) {
   EXPECT_THAT(
       out_of_memory_message(make_plan(config_with({"train.batch=4096"}), false), "tried to allocate 3 GiB"),
       AllOf(HasSubstr("out of memory: tried to allocate 3 GiB\nthe run was planned to need "),
-            HasSubstr("; copies for background checkpoints "), HasSubstr("set train.micro_batch = 1024 (then "),
+            HasSubstr("; copies for background checkpoints "),
+            HasSubstr("set train.micro_batch = 1024 (then "),
             HasSubstr("train.recompute = \"selective\" (then ")));
 }
 

@@ -1,8 +1,10 @@
 #include "train/trainer.h"
 
 #include <ATen/Context.h>
+#include <c10/util/Exception.h>
 
 #include <memory>
+#include <new>
 #include <nlohmann/json.hpp>
 
 #include "base/clock.h"
@@ -11,6 +13,7 @@
 #include "base/file.h"
 #include "base/interrupt.h"
 #include "base/log.h"
+#include "base/memory.h"
 #include "base/parallel.h"
 #include "base/units.h"
 #include "ckpt/async_checkpointer.h"
@@ -25,6 +28,7 @@
 #include "train/flops.h"
 #include "train/model_files.h"
 #include "train/optimizer.h"
+#include "train/plan.h"
 #include "train/report.h"
 #include "train/sample.h"
 #include "train/step.h"
@@ -282,6 +286,27 @@ config::RunConfig completed(const config::RunConfig& config, const data::Tokeniz
   return full;
 }
 
+// Bytes that the run's device has for it; nothing when that cannot be read.
+std::optional<int64_t> available_memory(at::Device device) {
+  if (device.is_cuda()) {
+    kernels::DeviceInfo info{};
+    if (!ops::cuda_plugin()->device_info(device.index(), &info)) return std::nullopt;
+    return info.free_memory_bytes;
+  }
+  const Result<MachineMemory> memory = machine_memory();
+  return memory.ok() ? std::optional<int64_t>(memory->available_bytes) : std::nullopt;
+}
+
+// The first line of what an allocator says when there is no memory; empty for other errors.
+std::string out_of_memory(const std::exception& error) {
+  const std::string text = error.what();
+  const bool is_device = dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr;
+  const bool is_host = dynamic_cast<const std::bad_alloc*>(&error) != nullptr ||
+                       text.find("can't allocate memory") != std::string::npos ||
+                       text.find("not enough memory") != std::string::npos;
+  return is_device || is_host ? text.substr(0, text.find('\n')) : std::string();
+}
+
 void keep_tokenizer(const config::DataConfig& data, const fs::path& run_dir) {
   if (data.tokenizer == "bytes") return;
   const fs::path copy = run_dir / tokenizer_copy_name(data.tokenizer);
@@ -318,13 +343,25 @@ TrainResult train(const TrainOptions& options) {
                                               config.train.micro_batch, config.model.vocab});
   at::globalContext().setDeterministicAlgorithms(config.train.deterministic, /*warn_only=*/false);
 
+  const Plan plan = make_plan(config, options.device.is_cuda());
+  if (const std::optional<int64_t> available = available_memory(options.device))
+    check_memory_fits(plan, *available);
+
   const ckpt::RunLock lock = open_run_folder(options.run_dir, options.mode);
   write_file_atomic(options.run_dir / "config.toml", config::dump(options.config, config::DumpStyle::kFull));
   keep_tokenizer(config.data, options.run_dir);
-  Run run(options, config, sources, lock, metrics);
-  if (checkpoint) run.restore(*checkpoint);
-  checkpoint.reset();
-  return run.train(std::move(batches));
+  try {
+    Run run(options, config, sources, lock, metrics);
+    if (checkpoint) run.restore(*checkpoint);
+    checkpoint.reset();
+    return run.train(std::move(batches));
+  } catch (const UserError&) {
+    throw;
+  } catch (const std::exception& error) {
+    const std::string what = out_of_memory(error);
+    if (what.empty()) throw;
+    throw UserError(out_of_memory_message(plan, what));
+  }
 }
 
 }  // namespace moebius::train
