@@ -1,5 +1,6 @@
 # Third-party libraries from the distribution (names and versions: THIRD_PARTY.md).
 find_package(Threads REQUIRED)
+find_package(ZLIB REQUIRED)
 find_package(fmt REQUIRED)
 find_package(spdlog REQUIRED)
 find_package(nlohmann_json REQUIRED)

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/units.h"
+#include "cli/data_plan_command.h"
 #include "data/build_progress.h"
 #include "data/corpus_builder.h"
 #include "data/text.h"
@@ -222,11 +223,12 @@ void add_tokenizer(CLI::App& parent) {
 }  // namespace
 
 void add_data_command(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("data", "Build and inspect corpora, train tokenizers");
+  CLI::App* command = app.add_subcommand("data", "Build, inspect and plan corpora, train tokenizers");
   command->require_subcommand(1);
   add_build(*command);
   add_inspect(*command);
   add_tokenizer(*command);
+  add_data_plan_commands(*command);
 }
 
 }  // namespace moebius::cli
