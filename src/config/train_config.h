@@ -17,6 +17,10 @@ struct DataConfig {
   std::string cache_dir;
   double validation_fraction = 0.1;
   std::string validation_file;
+  std::string batching = "window";
+  int64_t window = 1000;
+  int64_t max_delay = 32;
+  bool split_documents = true;
   bool synthetic = false;
   int64_t prefetch = 2;
 };
@@ -32,6 +36,16 @@ void describe(V& v, DataConfig& c) {
           "Share at the end of each source that is kept for validation.");
   v.field("validation_file", c.validation_file, any(), "",
           "Text for validation instead of a share of the sources.");
+  v.field("batching", c.batching, any(), "",
+          "How documents become batches (docs/batching.md): 'window' cuts sequences from all text joined; "
+          "'pad', 'three-buckets', 'buckets:N' and 'edges:A,B,...' pad documents; 'pack' and 'balanced' put "
+          "whole documents side by side, by tokens or by cost.");
+  v.field("window", c.window, range(1, 1 << 24), "documents",
+          "Looked at ahead by data.batching; more fit better and reorder more.");
+  v.field("max_delay", c.max_delay, range(0, 1 << 20), "steps",
+          "How long 'balanced' may hold back a long document.");
+  v.field("split_documents", c.split_documents, any(), "",
+          "Cut documents that are longer than train.sequence; false: refuse them. 'window' always cuts.");
   v.field("synthetic", c.synthetic, any(), "", "Random tokens instead of text, for benchmarks.");
   v.field("prefetch", c.prefetch, range(0, 1024), "batches",
           "Read ahead by the loader's thread; 0: no thread.");

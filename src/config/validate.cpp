@@ -6,6 +6,7 @@
 
 #include "base/concat.h"
 #include "base/error.h"
+#include "config/batching.h"
 
 namespace moebius::config {
 namespace {
@@ -66,6 +67,24 @@ void check_moe(const ModelConfig& m, Rules& rules) {
   rules.require(moe.capacity_factor == 0 || moe.capacity_factor * static_cast<double>(moe.top_k) >= 0.01,
                 "model.moe.capacity_factor is ", moe.capacity_factor,
                 ", which drops nearly every token; use 1 or more, or 0 to never drop");
+}
+
+void check_batching(const RunConfig& c, Rules& rules) {
+  const std::string& text = c.data.batching;
+  Batching batching;
+  try {
+    batching = parse_batching(text, "data.batching");
+  } catch (const UserError& error) {
+    rules.require(false, error.what());
+    return;
+  }
+  rules.require(batching.kind == BatchingKind::window || !c.data.synthetic, "data.batching is '", text,
+                "', but data.synthetic has no documents; use 'window', or text in data.files");
+  if (batching.kind == BatchingKind::edges) {
+    rules.require(batching.edges.back() < c.train.sequence, "data.batching is '", text, "', but edge ",
+                  batching.edges.back(), " is not below train.sequence (", c.train.sequence,
+                  "), the longest that a row can be; leave it out");
+  }
 }
 
 void check_data(const RunConfig& c, Rules& rules) {
@@ -136,6 +155,7 @@ void validate(const RunConfig& config) {
   check_attention(config.model, rules);
   check_moe(config.model, rules);
   check_data(config, rules);
+  check_batching(config, rules);
   check_training(config, rules);
   rules.finish();
 }

@@ -95,6 +95,30 @@ INSTANTIATE_TEST_SUITE_P(
                "data.weights has 2 value(s) for 1 file(s) in data.files; give one weight per file, or none"},
         Broken{[](RunConfig& c) { c.data.weights = {0}; },
                "data.weights are all 0, so no source would be read; raise one of them"},
+        Broken{[](RunConfig& c) { c.data.batching = "packed"; },
+               "data.batching is 'packed'; use window, pad, three-buckets, buckets:N, edges:A,B,..., pack or "
+               "balanced"},
+        Broken{[](RunConfig& c) { c.data.batching = "buckets:0"; },
+               "data.batching is 'buckets:0', but the number of buckets must be 1 to 1024; use for example "
+               "buckets:8, or edges:127,256 for edges of your own"},
+        Broken{
+            [](RunConfig& c) { c.data.batching = "edges:64,32"; },
+            "data.batching is 'edges:64,32', but its edges are out of order: 32 comes after 64; write them "
+            "rising, each once"},
+        Broken{[](RunConfig& c) { c.data.batching = "edges:64,,128"; },
+               "data.batching is 'edges:64,,128', but '' is no length; edges are whole numbers from 1, like "
+               "edges:127,256"},
+        Broken{[](RunConfig& c) { c.data.batching = "edges:64,256"; },
+               "data.batching is 'edges:64,256', but edge 256 is not below train.sequence (256), the longest "
+               "that a row can be; leave it out"},
+        Broken{[](RunConfig& c) {
+                 c.data.files.clear();
+                 c.data.synthetic = true;
+                 c.model.vocab = 100;
+                 c.data.batching = "pack";
+               },
+               "data.batching is 'pack', but data.synthetic has no documents; use 'window', or text in "
+               "data.files"},
         Broken{[](RunConfig& c) { c.data.files = {""}; },
                "data.files[0] is empty; name a file or remove the entry"},
         Broken{[](RunConfig& c) { c.data.tokenizer = ""; },

@@ -5,7 +5,9 @@
 
 #include "base/error.h"
 #include "base/hash.h"
+#include "config/batching.h"
 #include "data/corpus_builder.h"
+#include "data/planned_batches.h"
 
 namespace moebius::data {
 namespace {
@@ -108,6 +110,21 @@ std::unique_ptr<BatchSource> make_training_batches(const config::DataConfig& con
   if (config.synthetic) {
     return std::make_unique<SyntheticBatches>(
         seed, SyntheticShape{shape.sequence, shape.batch, shape.micro_batch, shape.vocab_size});
+  }
+  const config::Batching batching = config::parse_batching(config.batching, "data.batching");
+  if (batching.kind != config::BatchingKind::window) {
+    return std::make_unique<PlannedBatches>(
+        sources.train,
+        PlannedBatches::Options{
+            .batching = batching,
+            .shape = {.context = shape.sequence,
+                      .rows = shape.micro_batch,
+                      .micro_batches = shape.batch / shape.micro_batch,
+                      .window = config.window,
+                      .max_delay = config.max_delay},
+            .cost = shape.cost,
+            .stream = {.seed = seed, .context = shape.sequence, .may_split = config.split_documents},
+            .vocab_size = shape.vocab_size});
   }
   Sampler sampler(sources.train, seed, shape.sequence, shape.batch);
   return std::make_unique<TextBatches>(std::move(sampler), shape.micro_batch, shape.vocab_size);

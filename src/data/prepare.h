@@ -9,6 +9,7 @@
 #include "config/train_config.h"
 #include "data/batches.h"
 #include "data/build_progress.h"
+#include "data/planner/cost_model.h"
 
 namespace moebius::data {
 
@@ -38,10 +39,13 @@ std::vector<ValidationSet::Part> open_for_evaluation(const std::filesystem::path
 
 struct TrainingShape {
   int64_t seed, sequence, batch, micro_batch;
-  int64_t vocab_size;  // of the model: no id may reach it
+  int64_t vocab_size;                    // of the model: no id may reach it
+  CostModel cost = cost_of_width(4096);  // for data.batching = "balanced"
 };
 
-// The batches of a run: text of `sources`, or random tokens when config.synthetic.
+// The batches of a run: text of `sources`, made up as config.batching says, or random tokens when
+// config.synthetic. Whatever the batching, a micro-batch has room for micro_batch * sequence tokens
+// ('balanced': a quarter more) and a step has batch / micro_batch of them.
 std::unique_ptr<BatchSource> make_training_batches(const config::DataConfig& config, const Sources& sources,
                                                    const TrainingShape& shape);
 

@@ -33,7 +33,7 @@ nn::TokenBatch to_device(data::Batch& batch, at::Device device) {
     out.documents.cu_seqlens_device = transfer(
         at::from_blob(batch.cu_seqlens.data(), {static_cast<int64_t>(batch.cu_seqlens.size())}, ints),
         device);
-  out.max_position = batch.sequence_length;
+  out.max_position = batch.max_seqlen;
   out.num_sequences = batch.num_sequences;
   if (batch.num_sequences > 1)
     out.sequence_of_T =

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/concat.h"
+#include "data/planner/plan.h"
 #include "moe/moe_feed_forward.h"
 #include "ops/linear_loss.h"
 
@@ -99,7 +100,7 @@ class Replay {
         recompute_(config.train.recompute),
         on_cuda_(on_cuda),
         element_(config.train.precision == "bf16" ? 2 : 4),
-        num_tokens_(micro_batch(config) * config.train.sequence),
+        num_tokens_(largest_micro_batch(config)),
         num_micro_(config.train.batch / micro_batch(config)),
         dim_(config.model.dim),
         sequence_(config.train.sequence),
@@ -121,6 +122,11 @@ class Replay {
  private:
   static int64_t micro_batch(const config::RunConfig& config) {
     return config.train.micro_batch > 0 ? config.train.micro_batch : config.train.batch;
+  }
+
+  static int64_t largest_micro_batch(const config::RunConfig& config) {
+    const data::PlanShape shape{.context = config.train.sequence, .rows = micro_batch(config)};
+    return config.data.batching == "balanced" ? shape.balanced_capacity() : shape.capacity();
   }
 
   void allocate_state(const config::RunConfig& config, const nn::ParamTable& params);

@@ -338,9 +338,10 @@ TrainResult train(const TrainOptions& options) {
   const data::Sources sources =
       data::open_sources(options.config.data, parent / "corpora", data::show_build_progress());
   const config::RunConfig config = completed(options.config, sources.tokenizer.get());
-  auto batches = data::make_training_batches(config.data, sources,
-                                             {config.train.seed, config.train.sequence, config.train.batch,
-                                              config.train.micro_batch, config.model.vocab});
+  auto batches = data::make_training_batches(
+      config.data, sources,
+      {config.train.seed, config.train.sequence, config.train.batch, config.train.micro_batch,
+       config.model.vocab, data::cost_of_model(config.model)});
   at::globalContext().setDeterministicAlgorithms(config.train.deterministic, /*warn_only=*/false);
 
   const Plan plan = make_plan(config, options.device.is_cuda());
