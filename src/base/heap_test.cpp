@@ -9,13 +9,13 @@
 namespace moebius {
 namespace {
 
-int64_t page_faults() {
+[[maybe_unused]] int64_t page_faults() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return usage.ru_minflt;
 }
 
-void use(size_t bytes) {
+[[maybe_unused]] void use(size_t bytes) {
   const std::unique_ptr<char[]> block(new char[bytes]);
   std::memset(block.get(), 1, bytes);
   volatile char sink = block[bytes / 2];
