@@ -16,11 +16,15 @@
 #include "data/planner/plan.h"
 #include "moe/moe_feed_forward.h"
 #include "ops/linear_loss.h"
+#include "train/memory_tape.h"
 
 namespace moebius::train {
 namespace {
 
-using Class = int64_t MemoryByClass::*;
+using Class = Tape::Class;
+using Tensor = std::shared_ptr<const Block>;
+using Kept = std::vector<Tensor>;
+
 constexpr Class kActivations = &MemoryByClass::activations_bytes;
 constexpr Class kGradients = &MemoryByClass::gradients_bytes;
 constexpr Class kWorkspace = &MemoryByClass::workspace_bytes;
@@ -29,50 +33,6 @@ constexpr Class kWorkspace = &MemoryByClass::workspace_bytes;
 constexpr int64_t kCudaGranularity = 512;
 // libtorch's workspace for cuBLAS on sm90, one of the forward and one of the backward thread.
 constexpr int64_t kCublasWorkspaceBytes = 2 * (int64_t{32} << 20);
-
-// Counts what is held.
-class Tape {
- public:
-  explicit Tape(int64_t granularity) : granularity_(granularity) {}
-
-  void begin(std::string moment) { moment_ = std::move(moment); }
-
-  void hold(Class klass, int64_t bytes) {
-    held_.*klass += bytes;
-    plan_.largest.*klass = std::max(plan_.largest.*klass, held_.*klass);
-    if (held_.total() <= plan_.at_peak.total()) return;
-    plan_.at_peak = held_;
-    plan_.peak_moment = moment_;
-  }
-  void release(Class klass, int64_t bytes) { held_.*klass -= bytes; }
-
-  int64_t rounded(int64_t bytes) const { return (bytes + granularity_ - 1) / granularity_ * granularity_; }
-  const MemoryPlan& plan() const { return plan_; }
-
- private:
-  int64_t granularity_;
-  std::string moment_;
-  MemoryByClass held_;
-  MemoryPlan plan_;
-};
-
-// The memory of one tensor.
-class Block {
- public:
-  Block(Tape& tape, Class klass, int64_t bytes) : tape_(tape), klass_(klass), bytes_(tape.rounded(bytes)) {
-    tape_.hold(klass_, bytes_);
-  }
-  ~Block() { tape_.release(klass_, bytes_); }
-  Block(const Block&) = delete;
-  Block& operator=(const Block&) = delete;
-
- private:
-  Tape& tape_;
-  Class klass_;
-  int64_t bytes_;
-};
-using Tensor = std::shared_ptr<const Block>;
-using Kept = std::vector<Tensor>;
 
 // What the nodes of one dense feed-forward keep; with recomputation only `input`.
 struct DenseNodes {
@@ -103,7 +63,6 @@ class Replay {
         num_tokens_(largest_micro_batch(config)),
         num_micro_(config.train.batch / micro_batch(config)),
         dim_(config.model.dim),
-        sequence_(config.train.sequence),
         head_dim_(config.model.head_dim > 0 ? config.model.head_dim : config.model.dim / config.model.heads),
         query_width_(config.model.heads * head_dim_),
         qkv_width_((config.model.heads + 2 * config.model.kv_heads) * head_dim_),
@@ -171,7 +130,7 @@ class Replay {
   const std::string recompute_;
   const bool on_cuda_;
   const int64_t element_;  // bytes
-  const int64_t num_tokens_, num_micro_, dim_, sequence_, head_dim_, query_width_, qkv_width_;
+  const int64_t num_tokens_, num_micro_, dim_, head_dim_, query_width_, qkv_width_;
   Tape tape_;
   std::map<std::string, int64_t> param_bytes_;
   Kept state_;  // lives as long as the run

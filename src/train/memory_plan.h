@@ -36,7 +36,7 @@ struct MemoryPlan {
 
 // For config.train with its precision, micro-batch and recomputation, and the model declared in `params`
 // (which need no memory). `on_cuda`: the operators' CUDA paths, bf16 attention through cuDNN, sizes rounded
-// as libtorch's allocator does it; otherwise the CPU paths with as many threads as this process uses.
+// as libtorch's allocator does it; otherwise the CPU paths.
 MemoryPlan plan_memory(const config::RunConfig& config, const nn::ParamTable& params, bool on_cuda);
 
 }  // namespace moebius::train
