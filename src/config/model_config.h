@@ -1,69 +1,17 @@
-// The model: shape of the decoder and of its experts.
+// The model: shape of the decoder. Its experts are in moe_config.h, further forms of attention in
+// attention_config.h.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "config/attention_config.h"
 #include "config/field.h"
+#include "config/moe_config.h"
 
 namespace moebius::config {
-
-struct BalanceConfig {
-  double aux_loss = 0.01;
-  std::string aux_scope = "micro_batch";
-  double z_loss = 0.0;
-  double bias_rate = 0.0;
-};
-
-template <class V>
-void describe(V& v, BalanceConfig& c) {
-  v.field("aux_loss", c.aux_loss, range(0, 100), "",
-          "Coefficient of the load-balancing loss E * sum_e f_e * P_e (Switch/GShard form); 0 turns it off.");
-  v.field("aux_scope", c.aux_scope, one_of({"micro_batch", "sequence"}), "",
-          "Over which tokens the loss counts load: all of a micro-batch, or each sequence by itself.");
-  v.field("z_loss", c.z_loss, range(0, 100), "",
-          "Coefficient of the mean squared logsumexp of the router logits (ST-MoE); 0 turns it off.");
-  v.field(
-      "bias_rate", c.bias_rate, range(0, 1), "",
-      "Step of the loss-free bias: after each step bias += rate * sign(mean load - load), recentred to zero "
-      "mean; used for selection only. 0 turns it off; 0.001 is the published value.");
-}
-
-struct MoeConfig {
-  int64_t experts = 0;
-  int64_t top_k = 2;
-  int64_t expert_dim = 256;
-  int64_t shared_experts = 0;
-  std::vector<int64_t> dense_layers;
-  std::string score = "softmax";
-  std::string softmax_order = "before_topk";
-  bool normalize_weights = true;
-  double weight_scale = 1.0;
-  double capacity_factor = 0.0;
-  BalanceConfig balance;
-};
-
-template <class V>
-void describe(V& v, MoeConfig& c) {
-  v.field("experts", c.experts, range(0, 1024), "",
-          "Routed experts per MoE layer; 0 makes every layer dense.");
-  v.field("top_k", c.top_k, range(1, 32), "", "Experts that each token is sent to.");
-  v.field("expert_dim", c.expert_dim, at_least(1), "", "Hidden width of one expert.");
-  v.field("shared_experts", c.shared_experts, range(0, 64), "",
-          "Experts that every token passes, built as one dense SwiGLU of this many times expert_dim.");
-  v.field("dense_layers", c.dense_layers, at_least(0), "",
-          "Layers (from 0) that get a dense FFN instead of experts.");
-  v.field("score", c.score, one_of({"softmax", "sigmoid"}), "", "How router logits become scores.");
-  v.field("softmax_order", c.softmax_order, one_of({"before_topk", "after_topk"}), "",
-          "Whether the softmax runs over all experts or over the chosen ones.");
-  v.field("normalize_weights", c.normalize_weights, any(), "", "Divide the chosen weights by their sum.");
-  v.field("weight_scale", c.weight_scale, range(0, 1000), "", "Factor on the chosen weights, applied last.");
-  v.field(
-      "capacity_factor", c.capacity_factor, range(0, 1000), "",
-      "Rows an expert accepts, as a multiple of the mean load; tokens beyond it are dropped. 0: never drop.");
-  v.section("balance", c.balance, "How expert load is kept even.");
-}
 
 struct ModelConfig {
   int64_t layers = 4;
@@ -79,7 +27,36 @@ struct ModelConfig {
   bool tied_embeddings = false;
   double init_std = 0.02;
   double output_init_scale = 1.0;
+  std::string attention = "gqa";
+  bool attention_bias = false;
+  bool attention_output_bias = false;
+  bool attention_sinks = false;
+  bool ffn_bias = false;
+  int64_t sliding_window = 0;
+  std::vector<int64_t> sliding_layers;
+  int64_t rotary_dim = 0;
+  RopeConfig rope;
+  MlaConfig mla;
+  MtpConfig mtp;
   MoeConfig moe;
+
+  bool is_latent() const { return attention == "mla"; }
+  // Channels of a query or key head, of a value head, and of those that are rotated.
+  int64_t query_dim() const {
+    if (is_latent()) return mla.nope_dim + mla.rope_dim;
+    return head_dim > 0 ? head_dim : dim / heads;
+  }
+  int64_t value_dim() const { return is_latent() ? mla.value_dim : query_dim(); }
+  int64_t rotated_dim() const {
+    if (is_latent()) return mla.rope_dim;
+    return rotary_dim > 0 ? rotary_dim : query_dim();
+  }
+  // Tokens that a query of a layer sees, itself included; 0: all.
+  int64_t window_of(int64_t layer) const {
+    const bool slides = sliding_layers.empty() || std::find(sliding_layers.begin(), sliding_layers.end(),
+                                                            layer) != sliding_layers.end();
+    return slides ? sliding_window : 0;
+  }
 };
 
 template <class V>
@@ -99,6 +76,24 @@ void describe(V& v, ModelConfig& c) {
   v.field("init_std", c.init_std, range(0, 10), "", "Standard deviation of the normal initial weights.");
   v.field("output_init_scale", c.output_init_scale, range(0, 10), "",
           "Factor on init_std for the projections that write to the residual stream; 0 starts them at zero.");
+  v.field("attention", c.attention, one_of({"gqa", "mla"}), "",
+          "gqa: heads with keys and values of their own or shared by groups. mla: latent attention, whose "
+          "widths are in [model.mla]; kv_heads and head_dim are not used.");
+  v.field("attention_bias", c.attention_bias, any(), "",
+          "Biases of the query, key and value projections (mla: of the projections to the latents).");
+  v.field("attention_output_bias", c.attention_output_bias, any(), "", "Bias of the output projection.");
+  v.field("attention_sinks", c.attention_sinks, any(), "",
+          "One learned logit per query head joins the denominator of the softmax (gpt-oss).");
+  v.field("ffn_bias", c.ffn_bias, any(), "", "Biases of dense feed-forward layers.");
+  v.field("sliding_window", c.sliding_window, range(0, 1 << 30), "tokens",
+          "Tokens that a query sees, itself included. 0: all.");
+  v.field("sliding_layers", c.sliding_layers, at_least(0), "",
+          "Layers (from 0) that the window holds for; empty: every layer.");
+  v.field("rotary_dim", c.rotary_dim, range(0, 4096), "",
+          "Leading channels of a head that are rotated; even. 0: all.");
+  v.section("rope", c.rope, "Rotary positions beyond the context of training.");
+  v.section("mla", c.mla, "Latent attention.");
+  v.section("mtp", c.mtp, "Multi-token prediction in training.");
   v.section("moe", c.moe, "Routed experts.");
 }
 

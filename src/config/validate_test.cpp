@@ -50,6 +50,101 @@ INSTANTIATE_TEST_SUITE_P(
             "model.head_dim or change model.heads"},
         Broken{[](RunConfig& c) { c.model.head_dim = 33; },
                "model.head_dim is 33; rotary positions need an even number, use 34 or 32"},
+        Broken{[](RunConfig& c) { c.model.rotary_dim = 7; },
+               "model.rotary_dim is 7; rotary positions need an even number, use 8 or 6"},
+        Broken{[](RunConfig& c) { c.model.rotary_dim = 34; },
+               "model.rotary_dim is 34, but a head has 32 channels; lower it, or set it to 0 to rotate all"},
+        Broken{[](RunConfig& c) {
+                 c.model.sliding_window = 16;
+                 c.model.sliding_layers = {1, 4};
+               },
+               "model.sliding_layers names layer 4, but model.layers is 4; layers count from 0 to 3"},
+        Broken{[](RunConfig& c) { c.model.sliding_layers = {1}; },
+               "model.sliding_layers names 1 layer(s), but model.sliding_window is 0; set the window, or "
+               "remove the list"},
+        Broken{[](RunConfig& c) {
+                 c.model.attention = "mla";
+                 c.model.mla.rope_dim = 5;
+               },
+               "model.mla.rope_dim is 5; rotary positions need an even number, use 6 or 4"},
+        Broken{[](RunConfig& c) {
+                 c.model.attention = "mla";
+                 c.model.qk_norm = "head";
+               },
+               "model.qk_norm is 'head', but model.attention = 'mla' has norms of its own, on the latents; "
+               "set it to 'none'"},
+        Broken{[](RunConfig& c) {
+                 c.model.attention = "mla";
+                 c.model.rotary_dim = 8;
+               },
+               "model.rotary_dim is 8, but model.attention = 'mla' rotates model.mla.rope_dim channels; set "
+               "it to 0"},
+        Broken{[](RunConfig& c) {
+                 c.model.attention = "mla";
+                 c.model.sliding_window = 8;
+               },
+               "model.sliding_window is 8, but model.attention = 'mla' has no window; set it to 0 and remove "
+               "model.sliding_layers"},
+        Broken{[](RunConfig& c) {
+                 c.model.attention = "mla";
+                 c.model.attention_sinks = true;
+               },
+               "model.attention_sinks is true, but model.attention = 'mla' has no sinks; set it to false"},
+        Broken{[](RunConfig& c) {
+                 c.model.rope.scaling = "linear";
+                 c.model.rope.factor = 0.5;
+               },
+               "model.rope.factor is 0.5, but model.rope.scaling = 'linear' stretches the context; use 1 or "
+               "more, or scaling = 'none'"},
+        Broken{[](RunConfig& c) {
+                 c.model.rope.scaling = "dynamic";
+                 c.model.rope.factor = 2;
+               },
+               "model.rope.original_context is 0, but model.rope.scaling = 'dynamic' needs it; set it to the "
+               "context before stretching, for example 4096"},
+        Broken{[](RunConfig& c) {
+                 c.model.rope.scaling = "yarn";
+                 c.model.rope.original_context = 4096;
+                 c.model.rope.beta_fast = 0.5;
+               },
+               "model.rope.beta_fast is 0.5 and model.rope.beta_slow is 1; they must be above 0, beta_fast "
+               "not below beta_slow (32 and 1 are usual)"},
+        Broken{[](RunConfig& c) {
+                 c.model.rope.scaling = "llama3";
+                 c.model.rope.original_context = 4096;
+                 c.model.rope.high_freq_factor = 1;
+               },
+               "model.rope.low_freq_factor is 1 and model.rope.high_freq_factor is 1; they must be above 0, "
+               "the second above the first (1 and 4 are usual)"},
+        Broken{[](RunConfig& c) { c.model.moe.groups = 3; },
+               "model.moe.experts is 8, not a multiple of model.moe.groups (3); set model.moe.groups to a "
+               "divisor of 8"},
+        Broken{[](RunConfig& c) { c.model.moe.top_groups = 2; },
+               "model.moe.top_groups is 2, but there are only 1 groups (model.moe.groups); lower it"},
+        Broken{[](RunConfig& c) {
+                 c.model.moe.groups = 4;
+                 c.model.moe.top_k = 3;
+               },
+               "model.moe.top_k is 3, but 1 group(s) (model.moe.top_groups) have only 2 experts; lower "
+               "model.moe.top_k or raise model.moe.top_groups"},
+        Broken{[](RunConfig& c) {
+                 c.model.moe.groups = 8;
+                 c.model.moe.top_groups = 4;
+                 c.model.moe.group_score = "top2_sum";
+               },
+               "model.moe.group_score is 'top2_sum', but a group has one expert; lower model.moe.groups, or "
+               "use 'max'"},
+        Broken{[](RunConfig& c) { c.model.moe.shared_gate = true; },
+               "model.moe.shared_gate is true, but model.moe.shared_experts is 0; set it to 1, or "
+               "shared_gate to false"},
+        Broken{[](RunConfig& c) { c.model.moe.shared_dim = 64; },
+               "model.moe.shared_dim is 64, but model.moe.shared_experts is 0; set it to 1, or shared_dim to "
+               "0"},
+        Broken{[](RunConfig& c) {
+                 c.model.moe.activation = "clamped_swiglu";
+                 c.model.moe.activation_limit = 0;
+               },
+               "model.moe.activation_limit is 0, which cuts the experts off; use a value above 0"},
         Broken{[](RunConfig& c) { c.model.moe.top_k = 9; },
                "model.moe.top_k is 9, but there are only 8 experts (model.moe.experts); lower "
                "model.moe.top_k or raise "
@@ -167,6 +262,27 @@ TEST(ValidateRun, dense_models_ignore_the_router) {
   c.model.moe.experts = 0;
   c.model.moe.top_k = 8;
   EXPECT_NO_THROW(validate(c));
+}
+
+TEST(ValidateRun, latent_attention_ignores_the_widths_of_other_heads) {
+  RunConfig c = valid();
+  c.model.attention = "mla";
+  c.model.heads = 5;
+  c.model.kv_heads = 4;
+  EXPECT_NO_THROW(validate(c));
+  EXPECT_EQ(c.model.query_dim(), 192);
+  EXPECT_EQ(c.model.value_dim(), 128);
+  EXPECT_EQ(c.model.rotated_dim(), 64);
+}
+
+TEST(ModelConfig, the_window_holds_for_the_layers_that_are_named) {
+  ModelConfig model;
+  EXPECT_EQ(model.window_of(0), 0);
+  model.sliding_window = 16;
+  EXPECT_EQ(model.window_of(3), 16);
+  model.sliding_layers = {0, 2};
+  EXPECT_EQ(model.window_of(2), 16);
+  EXPECT_EQ(model.window_of(3), 0);
 }
 
 TEST(ValidateRun, the_model_alone_needs_no_data) {
