@@ -3,8 +3,6 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <cmath>
-
 #include "base/check.h"
 #include "ops/device.h"
 
@@ -17,9 +15,9 @@ using torch::autograd::Function;
 using torch::autograd::variable_list;
 
 kernels::RopeShape kernel_shape(const at::Tensor& qkv, const RopeOptions& options) {
-  return {qkv.size(0),      options.num_heads, options.num_kv_heads,
-          options.head_dim, options.norm,      static_cast<float>(options.eps),
-          kernel_dtype(qkv)};
+  return {qkv.size(0),       options.num_heads, options.num_kv_heads,
+          options.head_dim,  options.norm,      static_cast<float>(options.eps),
+          kernel_dtype(qkv), options.rotary_dim};
 }
 
 const void* data_or_null(const at::Tensor& tensor) {
@@ -60,6 +58,7 @@ class QkNormRope : public Function<QkNormRope> {
     ctx->saved_data["head_dim"] = options.head_dim;
     ctx->saved_data["norm"] = static_cast<int64_t>(options.norm);
     ctx->saved_data["eps"] = options.eps;
+    ctx->saved_data["rotary_dim"] = options.rotary_dim;
     ctx->set_materialize_grads(false);
     return out;
   }
@@ -74,6 +73,7 @@ class QkNormRope : public Function<QkNormRope> {
     options.head_dim = ctx->saved_data["head_dim"].toInt();
     options.norm = static_cast<QkNorm>(ctx->saved_data["norm"].toInt());
     options.eps = ctx->saved_data["eps"].toDouble();
+    options.rotary_dim = ctx->saved_data["rotary_dim"].toInt();
     const bool normalised = options.norm != QkNorm::none;
 
     const at::Tensor grad_out = grads[0].contiguous();
@@ -117,26 +117,64 @@ void check_weight(const char* name, const at::Tensor& weight, int64_t size, cons
                 qkv.device());
 }
 
+at::Tensor normalised(const at::Tensor& heads_THd, const at::Tensor& weight, const RopeOptions& options) {
+  if (options.norm == QkNorm::none) return heads_THd;
+  const at::Tensor x = options.norm == QkNorm::full ? heads_THd.flatten(1) : heads_THd;
+  return (x * (x.square().mean(-1, true) + options.eps).rsqrt() * weight.to(at::kFloat))
+      .view(heads_THd.sizes());
+}
+
+// x in fp32; cos_sin_TD of the tokens' positions.
+at::Tensor rotated(const at::Tensor& x_THd, const at::Tensor& cos_sin_TD) {
+  const int64_t half = x_THd.size(-1) / 2;
+  const at::Tensor cos = cos_sin_TD.narrow(1, 0, half).unsqueeze(1),
+                   sin = cos_sin_TD.narrow(1, half, half).unsqueeze(1);
+  const at::Tensor first = x_THd.narrow(-1, 0, half), second = x_THd.narrow(-1, half, half);
+  return at::cat({first * cos - second * sin, second * cos + first * sin}, -1);
+}
+
+// qk_norm_rope of heads that are rotated in part, by libtorch's operators.
+at::Tensor composite(const at::Tensor& qkv_TC, const at::Tensor& q_weight, const at::Tensor& k_weight,
+                     const at::Tensor& positions_T, const at::Tensor& cos_sin_PD,
+                     const RopeOptions& options) {
+  const int64_t turned = options.rotary_dim, rest = options.head_dim - turned;
+  const at::Tensor cos_sin_TD = cos_sin_PD.index_select(0, positions_T);
+  const at::Tensor heads = qkv_TC.unflatten(1, {-1, options.head_dim});
+  const auto part = [&](int64_t first, int64_t count, const at::Tensor& weight) {
+    const at::Tensor x = normalised(heads.narrow(1, first, count).to(at::kFloat), weight, options);
+    return at::cat({rotated(x.narrow(-1, 0, turned), cos_sin_TD), x.narrow(-1, turned, rest)}, -1)
+        .to(qkv_TC.scalar_type());
+  };
+  const int64_t h = options.num_heads, hk = options.num_kv_heads;
+  return at::cat({part(0, h, q_weight), part(h, hk, k_weight), heads.narrow(1, h + hk, hk)}, 1).flatten(1);
+}
+
 }  // namespace
 
-at::Tensor rope_table(int64_t num_positions, int64_t head_dim, double theta, at::Device device) {
-  MOEBIUS_CHECK(head_dim % 2 == 0 && num_positions >= 0, "head_dim ", head_dim, ", positions ",
-                num_positions);
-  const int64_t half = head_dim / 2;
-  at::Tensor table = at::empty({num_positions, head_dim}, at::kFloat);
+at::Tensor rope_table(int64_t num_positions, int64_t dim, double theta, at::Device device,
+                      const RopeScaling& scaling, int64_t context) {
+  MOEBIUS_CHECK(dim % 2 == 0 && num_positions >= 0, "rotated elements ", dim, ", positions ", num_positions);
+  const int64_t half = dim / 2;
+  at::Tensor table = at::empty({num_positions, dim}, at::kFloat);
   float* row = table.mutable_data_ptr<float>();
-  std::vector<double> frequency(static_cast<size_t>(half));
-  for (int64_t i = 0; i < half; ++i)
-    frequency[static_cast<size_t>(i)] =
-        std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
-  for (int64_t p = 0; p < num_positions; ++p, row += head_dim) {
+  const std::vector<double> frequency = rope_frequencies(dim, theta, scaling, context);
+  const double factor = rope_attention_factor(scaling);
+  for (int64_t p = 0; p < num_positions; ++p, row += dim) {
     for (int64_t i = 0; i < half; ++i) {
       const double angle = static_cast<double>(p) * frequency[static_cast<size_t>(i)];
-      row[i] = static_cast<float>(std::cos(angle));
-      row[half + i] = static_cast<float>(std::sin(angle));
+      row[i] = static_cast<float>(factor * std::cos(angle));
+      row[half + i] = static_cast<float>(factor * std::sin(angle));
     }
   }
   return table.to(device);
+}
+
+at::Tensor rotate(const at::Tensor& x_THd, const at::Tensor& positions_T, const at::Tensor& cos_sin_Pd) {
+  MOEBIUS_CHECK(
+      x_THd.dim() == 3 && x_THd.size(2) == cos_sin_Pd.size(1) && x_THd.size(0) == positions_T.size(0),
+      "rotation of ", x_THd.sizes(), " at positions ", positions_T.sizes(), " with angles ",
+      cos_sin_Pd.sizes());
+  return rotated(x_THd.to(at::kFloat), cos_sin_Pd.index_select(0, positions_T)).to(x_THd.scalar_type());
 }
 
 at::Tensor qk_norm_rope(const at::Tensor& qkv_TC, const at::Tensor& q_weight, const at::Tensor& k_weight,
@@ -153,19 +191,25 @@ at::Tensor qk_norm_rope(const at::Tensor& qkv_TC, const at::Tensor& q_weight, co
                     positions_T.scalar_type() == at::kInt,
                 "positions are ", positions_T.sizes(), " ", positions_T.scalar_type(), " for qkv ",
                 qkv_TC.sizes());
-  MOEBIUS_CHECK(cos_sin_PD.dim() == 2 && cos_sin_PD.size(1) == options.head_dim &&
+  const int64_t rotary_dim = options.rotary_dim > 0 ? options.rotary_dim : options.head_dim;
+  MOEBIUS_CHECK(rotary_dim % 2 == 0 && rotary_dim <= options.head_dim, "rotated elements ", rotary_dim,
+                " of ", options.head_dim);
+  MOEBIUS_CHECK(cos_sin_PD.dim() == 2 && cos_sin_PD.size(1) == rotary_dim &&
                     cos_sin_PD.scalar_type() == at::kFloat && cos_sin_PD.is_contiguous(),
                 "the table of angles is ", cos_sin_PD.sizes(), " ", cos_sin_PD.scalar_type());
   MOEBIUS_CHECK(positions_T.device() == qkv_TC.device() && cos_sin_PD.device() == qkv_TC.device(),
                 "qkv is on ", qkv_TC.device(), ", positions on ", positions_T.device(), ", angles on ",
                 cos_sin_PD.device());
+  const bool through_libtorch = rotary_dim < options.head_dim && !qkv_TC.is_cpu();
   if (options.norm == QkNorm::none) {
+    if (through_libtorch) return composite(qkv_TC, q_weight, k_weight, positions_T, cos_sin_PD, options);
     return QkNormRope::apply(qkv_TC.contiguous(), std::optional<at::Tensor>(), std::optional<at::Tensor>(),
                              positions_T.contiguous(), cos_sin_PD, options);
   }
   const bool full = options.norm == QkNorm::full;
   check_weight("q_weight", q_weight, options.head_dim * (full ? options.num_heads : 1), qkv_TC);
   check_weight("k_weight", k_weight, options.head_dim * (full ? options.num_kv_heads : 1), qkv_TC);
+  if (through_libtorch) return composite(qkv_TC, q_weight, k_weight, positions_T, cos_sin_PD, options);
   return QkNormRope::apply(qkv_TC.contiguous(), std::optional<at::Tensor>(q_weight.contiguous()),
                            std::optional<at::Tensor>(k_weight.contiguous()), positions_T.contiguous(),
                            cos_sin_PD, options);

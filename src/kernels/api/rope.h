@@ -1,5 +1,6 @@
 // Rotary positions with optional query/key normalisation, on the fused projection.
-// (Su et al. 2021, "RoFormer"; half-split pairing: element i of a head turns with element i + head_dim/2)
+// (Su et al. 2021, "RoFormer"; half-split pairing: element i of a head turns with element i + r/2, r the
+// leading elements of a head that are rotated; the elements behind them are only normalised)
 // A row of qkv holds H query heads, then Hk key heads, then Hk value heads, each of head_dim elements.
 // Queries and keys are first RMS-normalised (if asked), then rotated; values are copied. qkv_out may be
 // qkv_in when norm is none.
@@ -23,6 +24,8 @@ struct RopeShape {
   QkNorm norm;
   float eps;
   DType dtype;
+  int64_t rotary_dim = 0;  // r, even; 0: head_dim. The CUDA kernels take whole heads only.
+  int64_t num_rotated() const { return rotary_dim > 0 ? rotary_dim : head_dim; }
   // Groups that are normalised: per token H + Hk for `head`, 2 for `full`, 0 for none.
   int64_t num_norm_groups() const {
     return norm == QkNorm::head ? num_heads + num_kv_heads : (norm == QkNorm::full ? 2 : 0);
@@ -37,7 +40,7 @@ struct RopeForwardArgs {
   const void* k_weight;
   float* inv_rms;            // (T, num_norm_groups) out; null when norm is none
   const int32_t* positions;  // (T)
-  const float* cos_sin;  // (P, head_dim) fp32: head_dim/2 cosines, then head_dim/2 sines, of each position
+  const float* cos_sin;      // (P, r) fp32: r/2 cosines, then r/2 sines, of each position
 };
 
 struct RopeBackwardArgs {

@@ -34,6 +34,26 @@ void rotate_head(const T* x, const T* weight, float scale, const float* cos_sin,
   }
 }
 
+// What a head has behind its rotated elements: only the weights.
+template <class T>
+void weigh_rest(const T* x, const T* weight, float scale, int64_t begin, int64_t end, T* out) {
+  const Vf s = hn::Set(F32(), scale);
+  for (int64_t i = begin; i < end; i += lanes()) {
+    const Part part(end - i);
+    Vf v = part.load(x + i);
+    if (weight != nullptr) v = hn::Mul(hn::Mul(v, s), part.load(weight + i));
+    part.store(v, out + i);
+  }
+}
+
+template <class T>
+void widen(const T* grad, int64_t begin, int64_t end, float* out) {
+  for (int64_t i = begin; i < end; i += lanes()) {
+    const Part part(end - i);
+    part.store(part.load(grad + i), out + i);
+  }
+}
+
 // The inverse turn of a gradient, into fp32.
 template <class T>
 void rotate_back(const T* grad, const float* cos_sin, int64_t half, float* out) {
@@ -69,14 +89,14 @@ HWY_INLINE Group group_of(const RopeShape& s, int64_t group) {
 template <class T>
 void rope_rows(const RopeForwardArgs& a, int64_t begin, int64_t end) {
   const RopeShape& s = a.shape;
-  const int64_t dim = s.head_dim, num_turned = s.num_heads + s.num_kv_heads;
+  const int64_t dim = s.head_dim, rotated = s.num_rotated(), num_turned = s.num_heads + s.num_kv_heads;
   const int64_t row_width = (num_turned + s.num_kv_heads) * dim;
   const bool normalised = s.norm != QkNorm::none;
   const int64_t num_groups = normalised ? s.num_norm_groups() : 2;
   for (int64_t t = begin; t < end; ++t) {
     const T* in = static_cast<const T*>(a.qkv_in) + t * row_width;
     T* out = static_cast<T*>(a.qkv_out) + t * row_width;
-    const float* cos_sin = a.cos_sin + static_cast<int64_t>(a.positions[t]) * dim;
+    const float* cos_sin = a.cos_sin + static_cast<int64_t>(a.positions[t]) * rotated;
     for (int64_t g = 0; g < num_groups; ++g) {
       const Group group = group_of(s, g);
       float inv = 1.0f;
@@ -88,7 +108,8 @@ void rope_rows(const RopeForwardArgs& a, int64_t begin, int64_t end) {
       for (int64_t h = 0; h < group.num_heads; ++h) {
         const int64_t at = (group.first_head + h) * dim;
         const T* w = normalised ? weight + h * dim : nullptr;
-        rotate_head(in + at, w, inv, cos_sin, dim / 2, out + at);
+        rotate_head(in + at, w, inv, cos_sin, rotated / 2, out + at);
+        weigh_rest(in + at, w, inv, rotated, dim, out + at);
       }
     }
     if (in != out)
@@ -128,16 +149,17 @@ template <class T>
 void rope_back_rows(const RopeBackwardArgs& a, int64_t begin, int64_t end, float* scratch,
                     float* grad_q_weight, float* grad_k_weight) {
   const RopeShape& s = a.shape;
-  const int64_t dim = s.head_dim, num_turned = s.num_heads + s.num_kv_heads;
+  const int64_t dim = s.head_dim, rotated = s.num_rotated(), num_turned = s.num_heads + s.num_kv_heads;
   const int64_t row_width = (num_turned + s.num_kv_heads) * dim;
   const int64_t num_groups = s.num_norm_groups();
   for (int64_t t = begin; t < end; ++t) {
     const T* grad_out = static_cast<const T*>(a.grad_out) + t * row_width;
     T* grad_in = static_cast<T*>(a.grad_in) + t * row_width;
-    const float* cos_sin = a.cos_sin + static_cast<int64_t>(a.positions[t]) * dim;
+    const float* cos_sin = a.cos_sin + static_cast<int64_t>(a.positions[t]) * rotated;
     if (s.norm == QkNorm::none) {
       for (int64_t at = 0; at < num_turned * dim; at += dim) {
-        rotate_back(grad_out + at, cos_sin, dim / 2, scratch);
+        rotate_back(grad_out + at, cos_sin, rotated / 2, scratch);
+        widen(grad_out + at, rotated, dim, scratch);
         for (int64_t i = 0; i < dim; i += lanes()) {
           const Part part(dim - i);
           part.store(part.load(scratch + i), grad_in + at + i);
@@ -148,8 +170,10 @@ void rope_back_rows(const RopeBackwardArgs& a, int64_t begin, int64_t end, float
       const Group group = group_of(s, g);
       const int64_t at = group.first_head * dim;
       const bool query = group.first_head < s.num_heads;
-      for (int64_t h = 0; h < group.num_heads; ++h)
-        rotate_back(grad_out + at + h * dim, cos_sin, dim / 2, scratch + h * dim);
+      for (int64_t h = 0; h < group.num_heads; ++h) {
+        rotate_back(grad_out + at + h * dim, cos_sin, rotated / 2, scratch + h * dim);
+        widen(grad_out + at + h * dim, rotated, dim, scratch + h * dim);
+      }
       norm_back(static_cast<const T*>(a.qkv_in) + t * row_width + at, scratch,
                 static_cast<const T*>(query ? a.q_weight : a.k_weight), a.inv_rms[t * num_groups + g],
                 group.num_heads * dim, grad_in + at, query ? grad_q_weight : grad_k_weight);
