@@ -40,29 +40,32 @@ void softmax_rows(const ScoreRows& s) {
   const Vf scale = hn::Set(d, s.scale);
   for (int64_t r = 0; r < s.num_rows; ++r) {
     float* scores = s.scores + r * s.stride;
-    const int64_t seen = s.first_seen + r;
+    const int64_t seen = s.first_seen + r, first = s.first_key(seen);
     Vf max = hn::Set(d, -3.402823466e38f);
-    for (int64_t i = 0; i < seen; i += lanes()) {
+    for (int64_t i = first; i < seen; i += lanes()) {
       const Part part(seen - i);
       max = hn::Max(max, part.keep(part.load(scores + i), -3.402823466e38f));
     }
-    const float largest = max_lanes(max) * s.scale;
+    float largest = max_lanes(max) * s.scale;
+    if (s.sink != nullptr) largest = std::max(largest, *s.sink);
     const Vf shift = hn::Set(d, -largest);
     Vf sums = hn::Zero(d);
-    for (int64_t i = 0; i < seen; i += lanes()) {
+    for (int64_t i = first; i < seen; i += lanes()) {
       const Part part(seen - i);
       const Vf e = exp(hn::MulAdd(part.load(scores + i), scale, shift));
       sums = hn::Add(sums, part.keep(e, 0.0f));
       part.store(e, scores + i);
     }
-    const float sum = sum_lanes(sums);
+    float sum = sum_lanes(sums);
+    if (s.sink != nullptr) sum += std::exp(*s.sink - largest);
     if (s.lse != nullptr) s.lse[r] = largest + std::log(sum);
     const Vf inverse = hn::Set(d, 1.0f / sum);
     T* weights = row_in_place<T>(s.scores, r, s.stride);
-    for (int64_t i = 0; i < seen; i += lanes()) {
+    for (int64_t i = first; i < seen; i += lanes()) {
       const Part part(seen - i);
       part.store(hn::Mul(part.load(scores + i), inverse), weights + i);
     }
+    zero_from(weights, 0, first);
     zero_from(weights, seen, s.num_keys);
   }
 }
@@ -86,19 +89,23 @@ void gradient_rows(const ScoreRows& s, const GradientRows& g) {
     const float* grads = g.grad_weights + r * s.stride;
     T* weights = row_in_place<T>(s.scores, r, s.stride);
     T* grad_scores = row_in_place<T>(g.grad_weights, r, s.stride);
-    const int64_t seen = s.first_seen + r, row = r * g.row_stride;
+    const int64_t seen = s.first_seen + r, first = s.first_key(seen), row = r * g.row_stride;
     const Vf shift = hn::Set(d, -s.lse[r]);
-    const Vf mean = hn::Set(
-        d, dot(static_cast<const T*>(g.out) + row, static_cast<const T*>(g.grad_out) + row, g.head_dim));
-    for (int64_t i = 0; i < seen; i += lanes()) {
+    const float mean_grad =
+        dot(static_cast<const T*>(g.out) + row, static_cast<const T*>(g.grad_out) + row, g.value_dim);
+    if (s.sink != nullptr) *g.grad_sink -= std::exp(*s.sink - s.lse[r]) * mean_grad;
+    const Vf mean = hn::Set(d, mean_grad);
+    for (int64_t i = first; i < seen; i += lanes()) {
       const Part part(seen - i);
       const Vf p = exp(hn::MulAdd(part.load(scores + i), scale, shift));
       const Vf ds = hn::Mul(hn::Mul(p, scale), hn::Sub(part.load(grads + i), mean));
       part.store(p, weights + i);
       part.store(ds, grad_scores + i);
     }
-    zero_from(weights, seen, s.num_keys);
-    zero_from(grad_scores, seen, s.num_keys);
+    for (T* each : {weights, grad_scores}) {
+      zero_from(each, 0, first);
+      zero_from(each, seen, s.num_keys);
+    }
   }
 }
 
@@ -150,13 +157,13 @@ class Layout {
  public:
   explicit Layout(const AttentionShape& shape) : shape_(shape) {}
 
-  int64_t row() const { return (shape_.num_heads + 2 * shape_.num_kv_heads) * shape_.head_dim; }
-  int64_t out_row() const { return shape_.num_heads * shape_.head_dim; }
+  int64_t row() const { return value(shape_.num_kv_heads); }
+  int64_t out_row() const { return shape_.num_heads * shape_.value_dim; }
   int64_t query(int64_t head) const { return head * shape_.head_dim; }
+  int64_t out(int64_t head) const { return head * shape_.value_dim; }
   int64_t key(int64_t kv_head) const { return (shape_.num_heads + kv_head) * shape_.head_dim; }
-  int64_t value(int64_t kv_head) const { return key(kv_head + shape_.num_kv_heads); }
+  int64_t value(int64_t kv_head) const { return key(shape_.num_kv_heads) + kv_head * shape_.value_dim; }
   int64_t group() const { return shape_.num_heads / shape_.num_kv_heads; }
-  float scale() const { return 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)); }
 
   const void* at(const void* base, int64_t element) const {
     return static_cast<const char*>(base) + element * size_of(shape_.dtype);
@@ -195,22 +202,34 @@ void multiply(const Product& p, DType dtype, void* out, int64_t out_stride, DTyp
                   .out_dtype = out_dtype});
 }
 
-// Some queries of a document and one head, and the keys up to the last of them.
+// Some queries of a document and one head, and the keys that one of them sees.
 struct Task {
-  int64_t document_begin, query_begin, query_end, head;
+  int64_t key_begin, query_begin, query_end, head;
 
   int64_t num_queries() const { return query_end - query_begin; }
-  int64_t num_keys() const { return query_end - document_begin; }
+  int64_t num_keys() const { return query_end - key_begin; }
+  int64_t first_seen() const { return query_begin - key_begin + 1; }
 };
+
+Task task_of(const AttentionShape& shape, int64_t document_begin, int64_t query_begin, int64_t query_end,
+             int64_t head) {
+  const int64_t key_begin =
+      shape.window > 0 ? std::max(document_begin, query_begin - shape.window + 1) : document_begin;
+  return {key_begin, query_begin, query_end, head};
+}
+
+int64_t queries_per_block(const AttentionShape& shape, int64_t length) {
+  return queries_per_block(shape.window > 0 ? std::min(length, shape.window + kLeastQueries) : length);
+}
 
 std::vector<Task> forward_tasks(const AttentionShape& shape) {
   std::vector<Task> tasks;
   for (int64_t i = 0; i < shape.num_documents; ++i) {
     const int64_t begin = shape.cu_seqlens[i], end = shape.cu_seqlens[i + 1];
-    const int64_t step = queries_per_block(end - begin);
+    const int64_t step = queries_per_block(shape, end - begin);
     for (int64_t head = 0; head < shape.num_heads; ++head)
       for (int64_t first = begin; first < end; first += step)
-        tasks.push_back({begin, first, std::min(first + step, end), head});
+        tasks.push_back(task_of(shape, begin, first, std::min(first + step, end), head));
   }
   return tasks;
 }
@@ -220,72 +239,85 @@ int64_t elements_of(int64_t floats, DType dtype) {
   return floats * size_of(DType::f32) / size_of(dtype);
 }
 
+const float* sink_of(const float* sinks, int64_t head) {
+  return sinks == nullptr ? nullptr : sinks + head;
+}
+
 void run_forward(const AttentionForwardArgs& args, const Task& task) {
   thread_local Scratch scratch;
   const AttentionShape& shape = args.shape;
   const Layout at(shape);
   const int64_t m = task.num_queries(), n = task.num_keys(), d = shape.head_dim;
-  const int64_t kv_head = task.head / at.group(), keys = task.document_begin * at.row();
+  const int64_t kv_head = task.head / at.group(), keys = task.key_begin * at.row();
   float* scores = scratch.floats(m * n);
   multiply({at.at(args.qkv, task.query_begin * at.row() + at.query(task.head)), at.row(), false,
             at.at(args.qkv, keys + at.key(kv_head)), at.row(), false, m, n, d},
            shape.dtype, scores, n, DType::f32);
   float* lse = args.lse == nullptr ? nullptr : args.lse + task.head * shape.num_tokens + task.query_begin;
   HWY_DYNAMIC_DISPATCH(SoftmaxRows)
-  ({scores, n, m, n, task.query_begin - task.document_begin + 1, at.scale(), lse}, shape.dtype);
+  ({scores, n, m, n, task.first_seen(), shape.scale, lse, shape.window, sink_of(args.sinks, task.head)},
+   shape.dtype);
   multiply({scores, elements_of(n, shape.dtype), false, at.at(args.qkv, keys + at.value(kv_head)), at.row(),
-            true, m, d, n},
-           shape.dtype, at.at(args.out, task.query_begin * at.out_row() + at.query(task.head)), at.out_row(),
+            true, m, shape.value_dim, n},
+           shape.dtype, at.at(args.out, task.query_begin * at.out_row() + at.out(task.head)), at.out_row(),
            shape.dtype);
 }
 
-// The gradients of one block's queries, and what they add to those of the keys and values before them.
-void run_backward(const AttentionBackwardArgs& args, const Task& task, float* grad_key, float* grad_value) {
+// The gradients of one block's queries, and what they add to those of the keys and values that they see and
+// of the head's sink.
+void run_backward(const AttentionBackwardArgs& args, const Task& task, float* grad_key, float* grad_value,
+                  float* grad_sink) {
   thread_local Scratch scores_scratch, grads_scratch;
   const AttentionShape& shape = args.shape;
   const DType dtype = shape.dtype;
   const Layout at(shape);
   const int64_t m = task.num_queries(), n = task.num_keys(), d = shape.head_dim, row = at.row();
-  const int64_t kv_head = task.head / at.group(), keys = task.document_begin * row;
+  const int64_t dv = shape.value_dim, kv_head = task.head / at.group(), keys = task.key_begin * row;
   const int64_t queries = task.query_begin * row + at.query(task.head);
-  const int64_t outs = task.query_begin * at.out_row() + at.query(task.head);
+  const int64_t outs = task.query_begin * at.out_row() + at.out(task.head);
   const void *q = at.at(args.qkv, queries), *k = at.at(args.qkv, keys + at.key(kv_head)),
              *v = at.at(args.qkv, keys + at.value(kv_head)), *grad_out = at.at(args.grad_out, outs);
   float* scores = scores_scratch.floats(m * n);
   float* grads = grads_scratch.floats(m * n);
   multiply({q, row, false, k, row, false, m, n, d}, dtype, scores, n, DType::f32);
-  multiply({grad_out, at.out_row(), false, v, row, false, m, n, d}, dtype, grads, n, DType::f32);
+  multiply({grad_out, at.out_row(), false, v, row, false, m, n, dv}, dtype, grads, n, DType::f32);
   float* lse = const_cast<float*>(args.lse) + task.head * shape.num_tokens + task.query_begin;
   HWY_DYNAMIC_DISPATCH(GradientRowsOf)
-  ({scores, n, m, n, task.query_begin - task.document_begin + 1, at.scale(), lse},
-   {grads, at.at(args.out, outs), grad_out, at.out_row(), d}, dtype);
+  ({scores, n, m, n, task.first_seen(), shape.scale, lse, shape.window, sink_of(args.sinks, task.head)},
+   {grads, at.at(args.out, outs), grad_out, at.out_row(), dv, grad_sink}, dtype);
   const int64_t stride = elements_of(n, dtype);
-  multiply({scores, stride, true, grad_out, at.out_row(), true, n, d, m}, dtype, grad_value, d, DType::f32,
+  multiply({scores, stride, true, grad_out, at.out_row(), true, n, dv, m}, dtype, grad_value, dv, DType::f32,
            true);
   multiply({grads, stride, true, q, row, true, n, d, m}, dtype, grad_key, d, DType::f32, true);
   multiply({grads, stride, false, k, row, true, m, d, n}, dtype, at.at(args.grad_qkv, queries), row, dtype);
 }
 
 // All that reads one key head of one document, so that the sums of its gradients have a fixed order.
-void run_backward_of_keys(const AttentionBackwardArgs& args, int64_t document, int64_t kv_head) {
+// grad_sinks: (H) of this document, added to, or null.
+void run_backward_of_keys(const AttentionBackwardArgs& args, int64_t document, int64_t kv_head,
+                          float* grad_sinks) {
   thread_local Scratch scratch;
   const AttentionShape& shape = args.shape;
   const Layout at(shape);
   const int64_t begin = shape.cu_seqlens[document], end = shape.cu_seqlens[document + 1];
-  const int64_t size = (end - begin) * shape.head_dim, step = queries_per_block(end - begin);
-  float* grad_key = scratch.floats(2 * size);
-  float* grad_value = grad_key + size;
-  std::fill(grad_key, grad_key + 2 * size, 0.0f);
+  const int64_t d = shape.head_dim, dv = shape.value_dim, step = queries_per_block(shape, end - begin);
+  const int64_t size = (end - begin) * (d + dv);
+  float* grad_key = scratch.floats(size);
+  float* grad_value = grad_key + (end - begin) * d;
+  std::fill(grad_key, grad_key + size, 0.0f);
   for (int64_t head = kv_head * at.group(); head < (kv_head + 1) * at.group(); ++head)
-    for (int64_t first = begin; first < end; first += step)
-      run_backward(args, {begin, first, std::min(first + step, end), head}, grad_key, grad_value);
-  const auto store = [&](const float* sums, int64_t column) {
+    for (int64_t first = begin; first < end; first += step) {
+      const Task task = task_of(shape, begin, first, std::min(first + step, end), head);
+      const int64_t before = task.key_begin - begin;
+      run_backward(args, task, grad_key + before * d, grad_value + before * dv,
+                   grad_sinks == nullptr ? nullptr : grad_sinks + head);
+    }
+  const auto store = [&](const float* sums, int64_t width, int64_t column) {
     HWY_DYNAMIC_DISPATCH(StoreSums)
-    (sums, end - begin, shape.head_dim, at.at(args.grad_qkv, begin * at.row() + column), at.row(),
-     shape.dtype);
+    (sums, end - begin, width, at.at(args.grad_qkv, begin * at.row() + column), at.row(), shape.dtype);
   };
-  store(grad_key, at.key(kv_head));
-  store(grad_value, at.value(kv_head));
+  store(grad_key, d, at.key(kv_head));
+  store(grad_value, dv, at.value(kv_head));
 }
 
 }  // namespace
@@ -298,10 +330,23 @@ void attention_forward(const AttentionForwardArgs& args, Stream) {
 }
 
 void attention_backward(const AttentionBackwardArgs& args, Stream) {
-  const int64_t num_kv_heads = args.shape.num_kv_heads;
+  const int64_t num_kv_heads = args.shape.num_kv_heads, num_heads = args.shape.num_heads;
+  std::vector<float> grad_sinks;  // (documents, H)
+  if (args.sinks != nullptr) grad_sinks.resize(static_cast<size_t>(args.shape.num_documents * num_heads));
   parallel_tasks(args.shape.num_documents * num_kv_heads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) run_backward_of_keys(args, i / num_kv_heads, i % num_kv_heads);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t document = i / num_kv_heads;
+      run_backward_of_keys(args, document, i % num_kv_heads,
+                           grad_sinks.empty() ? nullptr : grad_sinks.data() + document * num_heads);
+    }
   });
+  if (args.sinks == nullptr) return;
+  for (int64_t head = 0; head < num_heads; ++head) {
+    double sum = 0;
+    for (int64_t document = 0; document < args.shape.num_documents; ++document)
+      sum += grad_sinks[static_cast<size_t>(document * num_heads + head)];
+    args.grad_sinks[head] = static_cast<float>(sum);
+  }
 }
 
 }  // namespace moebius::kernels::cpu

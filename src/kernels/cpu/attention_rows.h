@@ -6,23 +6,28 @@
 namespace moebius::kernels::cpu {
 
 // Products of queries and keys in fp32; replaced by the weights in the dtype, each row where it was. Query r
-// sees the first `first_seen` + r keys; the weights of the others become zero.
+// sees the last `window` of the first `first_seen` + r keys; the weights of the others become zero.
 struct ScoreRows {
   float* scores;   // (num_rows, num_keys)
   int64_t stride;  // floats
   int64_t num_rows, num_keys;
   int64_t first_seen;
   float scale;
-  float* lse;  // (num_rows): written by the forward pass (or null), read by the backward pass
+  float* lse;         // (num_rows): written by the forward pass (or null), read by the backward pass
+  int64_t window;     // 0: all of them
+  const float* sink;  // of the head, or null
+
+  int64_t first_key(int64_t seen) const { return window > 0 && seen > window ? seen - window : 0; }
 };
 
 struct GradientRows {
   float*
       grad_weights;  // (num_rows, num_keys), strides as the scores; replaced by the gradient of the products
-  const void* out;   // (num_rows, head_dim) in the dtype
+  const void* out;   // (num_rows, value_dim) in the dtype
   const void* grad_out;
   int64_t row_stride;  // of out and grad_out, in elements
-  int64_t head_dim;
+  int64_t value_dim;
+  float* grad_sink;  // added to; null exactly when there is no sink
 };
 
 }  // namespace moebius::kernels::cpu
