@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <limits>
+
 #include "base/check.h"
 #include "ops/device.h"
 
@@ -20,7 +22,10 @@ kernels::RouteOptions kernel_options(const at::Tensor& logits, const RouteOption
           options.score,
           options.softmax_after_topk,
           options.normalize,
-          static_cast<float>(options.scale)};
+          static_cast<float>(options.scale),
+          options.num_groups,
+          options.top_groups,
+          options.group_top2};
 }
 
 const float* floats_or_null(const at::Tensor& tensor) {
@@ -30,7 +35,29 @@ const int32_t* ints_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr<int32_t>() : nullptr;
 }
 
-// Outputs: weights, experts, aux loss, z loss, counts, entropy.
+at::Tensor scores_of(const at::Tensor& logits, const RouteOptions& options) {
+  return options.score == kernels::Score::sigmoid ? at::sigmoid(logits) : at::softmax(logits, 1);
+}
+
+// The weights of chosen experts, as the kernels compute them.
+at::Tensor weights_of(const at::Tensor& logits, const at::Tensor& experts, const RouteOptions& options) {
+  const at::Tensor chosen = experts.to(at::kLong);
+  at::Tensor weights;
+  if (options.softmax_after_topk) {
+    weights = at::softmax(logits.gather(1, chosen), 1);
+  } else {
+    weights = scores_of(logits, options).gather(1, chosen);
+    if (options.normalize) weights = weights / (weights.sum(1, true) + 1e-20);
+  }
+  return weights * options.scale;
+}
+
+// The CUDA kernel knows one group.
+bool groups_apart(const at::Tensor& logits, const RouteOptions& options) {
+  return !logits.is_cpu() && options.top_groups < options.num_groups;
+}
+
+// Outputs: weights, experts, aux loss, z loss, counts, entropy, sums of probabilities.
 class Route : public Function<Route> {
  public:
   static variable_list forward(AutogradContext* ctx, const at::Tensor& logits,
@@ -50,6 +77,8 @@ class Route : public Function<Route> {
     if (num_tokens > 0) {
       kernels::RouteForwardArgs args{};
       args.options = kernel_options(logits, options);
+      const bool apart = groups_apart(logits, options);
+      if (apart) args.options.num_groups = args.options.top_groups = 1;
       args.logits = logits.const_data_ptr<float>();
       args.bias = floats_or_null(bias);
       args.probs = probs.mutable_data_ptr<float>();
@@ -58,6 +87,10 @@ class Route : public Function<Route> {
       args.lse = lse.mutable_data_ptr<float>();
       const kernels::KernelTable& table = kernel_table(logits.device());
       table.route_forward(args, current_stream(logits.device()));
+      if (apart) {
+        experts.copy_(choose_in_groups(logits, bias, options));
+        weights.copy_(weights_of(logits, experts, options));
+      }
       kernels::RouteStatsArgs stats{};
       stats.options = args.options;
       stats.probs = args.probs;
@@ -99,12 +132,14 @@ class Route : public Function<Route> {
     ctx->saved_data["scale"] = options.scale;
     ctx->mark_non_differentiable({experts, counts_E, entropy});
     ctx->set_materialize_grads(false);
-    return {weights, experts, aux_loss, z_loss, counts_E, entropy};
+    return {weights, experts, aux_loss, z_loss, counts_E, entropy, prob_sum};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const at::Tensor &grad_weights = grads[0], &grad_aux = grads[2], &grad_z = grads[3];
-    if (!grad_weights.defined() && !grad_aux.defined() && !grad_z.defined()) return variable_list(5);
+    const at::Tensor &grad_weights = grads[0], &grad_aux = grads[2], &grad_z = grads[3],
+                     &grad_prob_sum = grads[6];
+    if (!grad_weights.defined() && !grad_aux.defined() && !grad_z.defined() && !grad_prob_sum.defined())
+      return variable_list(5);
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor &logits = saved[0], &weights = saved[3], &segments = saved[5], &coefficient = saved[6];
     at::Tensor grad_logits = at::empty_like(logits);
@@ -120,6 +155,8 @@ class Route : public Function<Route> {
         grad_weights.defined() ? grad_weights.contiguous() : at::zeros_like(weights);
     at::Tensor grad_probs, grad_lse_sq;
     if (grad_aux.defined()) grad_probs = coefficient * grad_aux;
+    if (grad_prob_sum.defined())
+      grad_probs = grad_probs.defined() ? grad_probs + grad_prob_sum : grad_prob_sum.contiguous();
     if (grad_z.defined()) grad_lse_sq = grad_z / static_cast<double>(logits.size(0));
     kernels::RouteBackwardArgs args{};
     args.options = kernel_options(logits, options);
@@ -150,6 +187,11 @@ void check_input(const at::Tensor& logits, const at::Tensor& bias, const at::Ten
                 options.top_k);
   MOEBIUS_CHECK(!options.softmax_after_topk || options.score == kernels::Score::softmax,
                 "softmax after top-k needs softmax scores");
+  MOEBIUS_CHECK(options.num_groups >= 1 && num_experts % options.num_groups == 0 && options.top_groups >= 1 &&
+                    options.top_groups <= options.num_groups &&
+                    options.top_k <= options.top_groups * (num_experts / options.num_groups),
+                options.top_k, " experts of ", options.top_groups, " of ", options.num_groups, " groups of ",
+                num_experts, " experts");
   MOEBIUS_CHECK_GE(num_segments, 1);
   if (bias.defined()) {
     MOEBIUS_CHECK(bias.dim() == 1 && bias.size(0) == num_experts && bias.scalar_type() == at::kFloat &&
@@ -168,6 +210,27 @@ void check_input(const at::Tensor& logits, const at::Tensor& bias, const at::Ten
 
 }  // namespace
 
+at::Tensor choose_in_groups(const at::Tensor& logits_TE, const at::Tensor& bias_E,
+                            const RouteOptions& options) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const int64_t num_groups = options.num_groups;
+  at::Tensor keys =
+      bias_E.defined() || options.group_top2 ? scores_of(logits_TE, options) : logits_TE.detach();
+  if (bias_E.defined()) keys = keys + bias_E;
+  // As in the kernels: what is no number counts as the lowest, and nothing is as low as what is taken out.
+  keys = at::nan_to_num(keys, std::numeric_limits<float>::lowest(), kInfinity,
+                        std::numeric_limits<float>::lowest());
+  const at::Tensor grouped = keys.unflatten(1, {num_groups, -1});
+  const at::Tensor worth = options.group_top2 ? std::get<0>(at::topk(grouped, 2, 2)).sum(2) : grouped.amax(2);
+  const at::Tensor ranked = std::get<1>(at::sort(worth, /*stable=*/true, 1, /*descending=*/true));
+  const at::Tensor kept =
+      at::zeros_like(worth).scatter_(1, ranked.narrow(1, 0, options.top_groups), 1.0).to(at::kBool);
+  keys = grouped.masked_fill(kept.logical_not().unsqueeze(2), -kInfinity).flatten(1);
+  return std::get<1>(at::sort(keys, /*stable=*/true, 1, /*descending=*/true))
+      .narrow(1, 0, options.top_k)
+      .to(at::kInt);
+}
+
 Routing route(const at::Tensor& logits_TE, const at::Tensor& bias_E, const at::Tensor& segments_T,
               int64_t num_segments, const RouteOptions& options) {
   check_input(logits_TE, bias_E, segments_T, num_segments, options);
@@ -185,6 +248,7 @@ Routing route(const at::Tensor& logits_TE, const at::Tensor& bias_E, const at::T
   routing.z_loss = out[3];
   routing.counts_E = out[4];
   routing.entropy = out[5];
+  routing.prob_sum_SE = out[6];
   routing.order_R = at::empty({num_slots}, i32);
   routing.inverse_R = at::empty({num_slots}, i32);
   routing.offsets_E1 = num_slots == 0 ? at::zeros({num_experts + 1}, i32) : at::empty({num_experts + 1}, i32);

@@ -15,6 +15,10 @@ struct RouteOptions {
   double scale = 1.0;
   // Rows one expert accepts; -1: all (dropless).
   int64_t capacity = -1;
+  // Experts come from the top_groups best of num_groups groups, see kernels::RouteOptions.
+  int64_t num_groups = 1;
+  int64_t top_groups = 1;
+  bool group_top2 = false;
   // Tokens are counted for the balance loss per segment (sequence) when segments are given to route().
 };
 
@@ -29,6 +33,7 @@ struct Routing {
   at::Tensor z_loss;    // fp32 scalar, differentiable: mean over tokens of logsumexp(logits)^2
   at::Tensor counts_E;  // fp32, slots chosen per expert before dropping (detached)
   at::Tensor entropy;   // fp32 scalar, mean entropy of the router probabilities in nats (detached)
+  at::Tensor prob_sum_SE;  // fp32, differentiable: sum of the router probabilities over each segment's tokens
 };
 
 // logits_TE fp32; bias_E fp32 or undefined, added for selection only; segments_T int32 ascending segment
@@ -37,5 +42,10 @@ struct Routing {
 // al. 2024 (loss-free balancing).
 Routing route(const at::Tensor& logits_TE, const at::Tensor& bias_E, const at::Tensor& segments_T,
               int64_t num_segments, const RouteOptions& options);
+
+// The choice of experts (T, K) int32 by libtorch's operators, for devices whose kernel knows no groups: by
+// descending selection score, equal ones by index, without host synchronisation.
+at::Tensor choose_in_groups(const at::Tensor& logits_TE, const at::Tensor& bias_E,
+                            const RouteOptions& options);
 
 }  // namespace moebius::ops

@@ -17,6 +17,12 @@ struct RouteOptions {
   bool softmax_after_topk;  // softmax over the K chosen logits instead of all E (softmax score only)
   bool normalize;           // weights divided by their sum over the K (plus 1e-20, for vanishing sigmoids)
   float scale;              // weights multiplied by this, last
+  // Groups of E / num_groups neighbouring experts; the K come from the top_groups best groups, a group's
+  // worth being its best selection score, or (group_top2) the sum of its two best; the lower of equal groups
+  // first. The CUDA kernels know one group only.
+  int64_t num_groups = 1;
+  int64_t top_groups = 1;
+  bool group_top2 = false;
 };
 
 struct RouteForwardArgs {
@@ -25,8 +31,9 @@ struct RouteForwardArgs {
   const float* bias;    // (E) added to the scores for selection only, or null (loss-free balancing)
   float* probs;         // (T, E) out: softmax(logits), or sigmoid(logits) / sum over E of sigmoid(logits)
   // (T, K) out, by descending selection score, equal ones by index. The selection score is the logit itself
-  // without a bias (the same order as the scores, free of their rounding), score + bias with one. Infinities
-  // and NaN (which counts as the lowest value) still give K different experts.
+  // without a bias (the same order as the scores, free of their rounding), score + bias with one or where
+  // groups are worth sums. Infinities and NaN (which counts as the lowest value) still give K different
+  // experts.
   int32_t* experts;
   float* weights;  // (T, K) out
   float* lse;      // (T) out: logsumexp of the logits (for the z-loss)

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <array>
+
 #include "base/check.h"
 #include "kernels/cpu/blocks.h"
 #include "kernels/cpu/kernels.h"
@@ -63,10 +66,36 @@ HWY_INLINE void scale_by(const float* x, int64_t n, float factor, float* out) {
   }
 }
 
+// Takes the experts of all but the best groups out of the choice.
+void keep_top_groups(float* keys, const RouteOptions& o) {
+  const int64_t size = o.num_experts / o.num_groups;
+  std::array<float, kMaxExperts> worth;
+  for (int64_t g = 0; g < o.num_groups; ++g) {
+    float best = kMinusInfinity, second = kMinusInfinity;
+    for (const float* key = keys + g * size; key < keys + (g + 1) * size; ++key) {
+      second = std::max(second, std::min(best, *key));
+      best = std::max(best, *key);
+    }
+    worth[static_cast<size_t>(g)] = o.group_top2 ? best + second : best;
+  }
+  std::array<bool, kMaxExperts> kept{};
+  for (int64_t k = 0; k < o.top_groups; ++k) {
+    int64_t top = -1;
+    for (int64_t g = 0; g < o.num_groups; ++g)
+      if (!kept[static_cast<size_t>(g)] &&
+          (top < 0 || worth[static_cast<size_t>(g)] > worth[static_cast<size_t>(top)]))
+        top = g;
+    kept[static_cast<size_t>(top)] = true;
+  }
+  for (int64_t g = 0; g < o.num_groups; ++g)
+    if (!kept[static_cast<size_t>(g)]) std::fill(keys + g * size, keys + (g + 1) * size, kMinusInfinity);
+}
+
 // The top_k largest of x (+ bias), largest first, lower index first among equals. Whatever the values are
 // (infinite or not numbers) the choices are valid and differ.
-HWY_INLINE void select_top(const float* x, const float* bias, int64_t n, int64_t top_k, int32_t* chosen) {
+HWY_INLINE void select_top(const float* x, const float* bias, const RouteOptions& o, int32_t* chosen) {
   const F32 d;
+  const int64_t n = o.num_experts, top_k = o.top_k;
   ExpertBuffer keys;
   const Vf lowest = hn::Set(d, -3.402823466e38f);  // above the minus infinity that marks what is taken
   for (int64_t i = 0; i < n; i += lanes()) {
@@ -76,6 +105,7 @@ HWY_INLINE void select_top(const float* x, const float* bias, int64_t n, int64_t
     key = hn::IfThenElse(hn::Gt(key, lowest), key, lowest);
     hn::Store(part.keep(key, kMinusInfinity), d, keys.at + i);
   }
+  if (o.top_groups < o.num_groups) keep_top_groups(keys.at, o);
   for (int64_t k = 0; k < top_k; ++k) {
     Vf max = hn::Load(d, keys.at);
     for (int64_t i = lanes(); i < n; i += lanes()) max = hn::Max(max, hn::Load(d, keys.at + i));
@@ -125,7 +155,7 @@ void RouteRows(const RouteForwardArgs& a, int64_t begin, int64_t end) {
       scale_by(scores.at, num, 1.0f / (sigmoids + kTiny), probs);
     }
 
-    select_top(a.bias == nullptr ? logits : scores.at, a.bias, num, top_k, chosen);
+    select_top(a.bias == nullptr && !o.group_top2 ? logits : scores.at, a.bias, o, chosen);
     float factor = o.scale;
     if (o.score == Score::softmax && o.softmax_after_topk) {
       softmax_chosen(logits, chosen, top_k, weights);
@@ -281,6 +311,9 @@ void check_options(const RouteOptions& o) {
   MOEBIUS_CHECK(o.num_experts >= 1 && o.num_experts <= 1024, "experts: ", o.num_experts);
   MOEBIUS_CHECK(o.top_k >= 1 && o.top_k <= 32 && o.top_k <= o.num_experts, "top_k: ", o.top_k,
                 ", experts: ", o.num_experts);
+  MOEBIUS_CHECK(o.num_groups >= 1 && o.num_experts % o.num_groups == 0 && o.top_groups >= 1 &&
+                    o.top_groups <= o.num_groups && o.top_k <= o.top_groups * (o.num_experts / o.num_groups),
+                o.num_experts, " experts in ", o.num_groups, " groups, ", o.top_k, " of ", o.top_groups);
 }
 
 }  // namespace

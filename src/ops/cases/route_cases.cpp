@@ -1,5 +1,7 @@
 #include <ATen/ATen.h>
 
+#include <limits>
+
 #include "base/concat.h"
 #include "ops/cases/case.h"
 #include "ops/cases/plain_routing.h"
@@ -25,20 +27,51 @@ at::Tensor scores_of(const at::Tensor& logits, const RouteOptions& options) {
 }
 
 at::Tensor selection_of(const at::Tensor& logits, const at::Tensor& bias, const RouteOptions& options) {
-  return bias.defined() ? scores_of(logits, options) + bias : logits;
+  if (bias.defined()) return scores_of(logits, options) + bias;
+  return options.group_top2 ? scores_of(logits, options) : logits;
 }
 
-// Random logits whose choices no rounding can change: among the best K + 1 of a token no two selection scores
-// are as close as 1e-4 of their size.
+// What each group of experts is worth, (T, groups).
+at::Tensor worth_of(const at::Tensor& selection, const RouteOptions& options) {
+  const at::Tensor grouped =
+      std::get<0>(at::sort(selection.unflatten(1, {options.num_groups, -1}), -1, /*descending=*/true));
+  return grouped.narrow(2, 0, options.group_top2 ? 2 : 1).sum(2);
+}
+
+// The selection scores with minus infinity outside of the best groups.
+at::Tensor in_best_groups(const at::Tensor& selection, const RouteOptions& options) {
+  if (options.num_groups == 1) return selection;
+  const at::Tensor ranked =
+      std::get<1>(at::sort(worth_of(selection, options), /*stable=*/true, 1, /*descending=*/true));
+  const int64_t size = selection.size(1) / options.num_groups;
+  at::Tensor kept = at::full_like(selection, -std::numeric_limits<double>::infinity());
+  for (int64_t t = 0; t < selection.size(0); ++t)
+    for (int64_t k = 0; k < options.top_groups; ++k) {
+      const int64_t first = ranked[t][k].item<int64_t>() * size;
+      kept[t].narrow(0, first, size).copy_(selection[t].narrow(0, first, size));
+    }
+  return kept;
+}
+
+// Whether two of the `compared` best of a row are as close as 1e-4 of their size.
+at::Tensor has_close(const at::Tensor& values, int64_t compared) {
+  const at::Tensor best = std::get<0>(at::topk(values, compared));
+  return best.diff(1, 1).abs().lt(best.narrow(1, 1, compared - 1).abs() * 1e-4).any(1);
+}
+
+// Random logits whose choices no rounding can change: among the best K + 1 of a token, and among the best
+// groups and the next, no two are close.
 at::Tensor clear_logits(int64_t num_tokens, int64_t num_experts, const at::Tensor& bias,
                         const RouteOptions& options) {
   at::Tensor logits = at::randn({num_tokens, num_experts}, at::kDouble) * 1.5;
   if (num_experts == 1) return logits;
-  const int64_t compared = std::min(options.top_k + 1, num_experts);
+  const int64_t choosable = options.top_groups * (num_experts / options.num_groups);
+  const int64_t compared = std::min(options.top_k + 1, choosable);
   for (;;) {
-    const at::Tensor best = std::get<0>(at::topk(selection_of(logits, bias, options), compared));
-    const at::Tensor gaps = best.diff(1, 1).abs();
-    const at::Tensor close = gaps.lt(best.narrow(1, 1, compared - 1).abs() * 1e-4).any(1);
+    const at::Tensor selection = selection_of(logits, bias, options);
+    at::Tensor close = has_close(in_best_groups(selection, options), compared);
+    if (options.top_groups < options.num_groups)
+      close = close.logical_or(has_close(worth_of(selection, options), options.top_groups + 1));
     const at::Tensor rows = close.nonzero().view(-1);
     if (rows.numel() == 0) return logits;
     logits.index_copy_(0, rows, at::randn({rows.numel(), num_experts}, at::kDouble) * 1.5);
@@ -71,7 +104,12 @@ Outputs outputs_of(const Routing& r) {
           {"order", r.order_R, true},      {"inverse", r.inverse_R, true},
           {"offsets", r.offsets_E1, true}, {"counts", r.counts_E, true},
           {"aux_loss", r.aux_loss},        {"z_loss", r.z_loss},
-          {"entropy", r.entropy}};
+          {"entropy", r.entropy},          {"prob_sum", r.prob_sum_SE}};
+}
+
+// The choice by libtorch's operators beside that of the kernels.
+void add_choice(Outputs& outputs, const at::Tensor& choice) {
+  outputs.push_back({"choice", choice, true});
 }
 
 // segments: the numbers of all tokens, or undefined.
@@ -79,7 +117,7 @@ Outputs plain_route(const at::Tensor& logits, const at::Tensor& bias, const at::
                     int64_t num_segments, const RouteOptions& options) {
   const int64_t num_tokens = logits.size(0), num_experts = logits.size(1);
   const at::Tensor scores = scores_of(logits, options);
-  const at::Tensor selection = selection_of(logits, bias, options).detach();
+  const at::Tensor selection = in_best_groups(selection_of(logits, bias, options).detach(), options);
   const at::Tensor ranked = std::get<1>(at::sort(selection, /*stable=*/true, 1, /*descending=*/true));
   const at::Tensor experts = ranked.narrow(1, 0, options.top_k);
 
@@ -94,12 +132,14 @@ Outputs plain_route(const at::Tensor& logits, const at::Tensor& bias, const at::
   const at::Tensor probs = scores / scores.sum(1, true);
   const at::Tensor chosen = at::zeros_like(scores.detach()).scatter(1, experts, 1.0);
   at::Tensor aux_loss = at::zeros({}, at::kDouble);
+  std::vector<at::Tensor> prob_sums;
   for (int64_t s = 0; s < num_segments; ++s) {
     const at::Tensor mine = segments.defined() ? segments.eq(s).nonzero().view(-1) : at::arange(num_tokens);
     const double length = static_cast<double>(std::max<int64_t>(mine.numel(), 1));
     const at::Tensor share =
         chosen.index_select(0, mine).sum(0) / (length * static_cast<double>(options.top_k));
-    const at::Tensor mean_prob = probs.index_select(0, mine).sum(0) / length;
+    prob_sums.push_back(probs.index_select(0, mine).sum(0));
+    const at::Tensor mean_prob = prob_sums.back() / length;
     aux_loss = aux_loss + (share * mean_prob).sum() * static_cast<double>(num_experts);
   }
   aux_loss = aux_loss / static_cast<double>(num_segments);
@@ -117,7 +157,10 @@ Outputs plain_route(const at::Tensor& logits, const at::Tensor& bias, const at::
   r.aux_loss = aux_loss;
   r.z_loss = at::logsumexp(logits, {1}).square().sum() / count;
   r.entropy = -at::xlogy(p, p).sum() / count;
-  return outputs_of(r);
+  r.prob_sum_SE = at::stack(prob_sums);
+  Outputs outputs = outputs_of(r);
+  if (options.num_groups > 1) add_choice(outputs, experts);
+  return outputs;
 }
 
 Example route_example(const Row& row) {
@@ -135,7 +178,11 @@ Example route_example(const Row& row) {
   };
   return {inputs,
           [=](const Tensors& in) {
-            return outputs_of(route(in[0], part(in, false), part(in, true), num_segments, row.options));
+            Outputs outputs =
+                outputs_of(route(in[0], part(in, false), part(in, true), num_segments, row.options));
+            if (row.options.num_groups > 1)
+              add_choice(outputs, choose_in_groups(in[0].detach(), part(in, false), row.options));
+            return outputs;
           },
           [=](const Tensors& in) {
             return plain_route(in[0], part(in, false), part(in, true), num_segments, row.options);
@@ -156,6 +203,13 @@ void add_route_cases(CaseList& cases) {
   };
   const auto plain = [](auto& o) { o.normalize = false; };
   const auto scaled = [](auto& o) { o.scale = 2.5; };
+  const auto groups = [](int64_t count, int64_t kept, bool top2) {
+    return [=](auto& o) {
+      o.num_groups = count;
+      o.top_groups = kept;
+      o.group_top2 = top2;
+    };
+  };
   const auto capacity = [](int64_t rows) { return [rows](auto& o) { o.capacity = rows; }; };
   using Logits = Row::Logits;
   const std::vector<Row> rows{
@@ -192,6 +246,14 @@ void add_route_cases(CaseList& cases) {
        Logits::one_expert},
       {"ties_t129_e16_k4", 129, 16, softmax(4), false, {}, Logits::ties},
       {"ties_t65_e70_k32", 65, 70, softmax(32), false, {}, Logits::ties},
+      {"groups4of8_t65_e8_k3_unnormalised", 65, 8, with(with(softmax(3), plain), groups(4, 2, false))},
+      {"groups3of4_t65_e20_k6", 65, 20, with(softmax(6), groups(4, 3, false))},
+      {"groups_top2_sigmoid_t65_e16_k4", 65, 16, with(sigmoid(4), groups(4, 2, true))},
+      {"groups_top2_bias_sigmoid_t65_e256_k8_scaled", 65, 256,
+       with(with(sigmoid(8), scaled), groups(8, 4, true)), true},
+      {"groups_max_bias_softmax_t65_e15_k5", 65, 15, with(softmax(5), groups(3, 1, false)), true},
+      {"groups_all_t33_e8_k2", 33, 8, with(softmax(2), groups(4, 4, true))},
+      {"groups_ties_t129_e16_k4", 129, 16, with(softmax(4), groups(8, 2, false)), false, {}, Logits::ties},
       {"t2048_e8_k2", 2048, 8, softmax(2), false, {}, Logits::random, Size::bench},
       {"t16384_e8_k2", 16384, 8, softmax(2), false, {}, Logits::random, Size::large},
       {"t16384_e64_k8", 16384, 64, with(softmax(8), plain), false, {}, Logits::random, Size::large},
