@@ -5,7 +5,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "base/check.h"
-#include "ops/device.h"
+#include "ops/expert_rows.h"
 #include "ops/grouped_mm.h"
 
 namespace moebius::ops {
@@ -14,80 +14,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
-
-// Number of rows in use: the last offset, where it lies (device memory on a device).
-const int32_t* valid_rows(const Routing& routing) {
-  return routing.offsets_E1.const_data_ptr<int32_t>() + routing.offsets_E1.size(0) - 1;
-}
-
-at::Tensor activation(const at::Tensor& gate_up_R2F, const Routing& routing) {
-  const int64_t num_rows = gate_up_R2F.size(0), width = gate_up_R2F.size(1) / 2;
-  at::Tensor act_RF = at::empty({num_rows, width}, gate_up_R2F.options());
-  kernels::SwigluForwardArgs args{};
-  args.gate_up = gate_up_R2F.const_data_ptr();
-  args.out = act_RF.mutable_data_ptr();
-  args.valid_rows = valid_rows(routing);
-  args.num_rows = num_rows;
-  args.width = width;
-  args.dtype = kernel_dtype(gate_up_R2F);
-  kernel_table(gate_up_R2F.device()).swiglu_forward(args, current_stream(gate_up_R2F.device()));
-  return act_RF;
-}
-
-// y_TD = sum over k of weight[t, k] * row of slot (t, k); weights_TK undefined: 1.
-at::Tensor combine(const at::Tensor& rows_RD, const at::Tensor& weights_TK, const Routing& routing) {
-  const int64_t num_tokens = routing.weights_TK.size(0), top_k = routing.weights_TK.size(1);
-  at::Tensor y_TD = at::empty({num_tokens, rows_RD.size(1)}, rows_RD.options());
-  kernels::CombineRowsArgs args{};
-  args.rows = rows_RD.const_data_ptr();
-  args.inverse = routing.inverse_R.const_data_ptr<int32_t>();
-  args.weights = weights_TK.defined() ? weights_TK.const_data_ptr<float>() : nullptr;
-  args.out = y_TD.mutable_data_ptr();
-  args.num_tokens = num_tokens;
-  args.width = rows_RD.size(1);
-  args.top_k = top_k;
-  args.dtype = kernel_dtype(rows_RD);
-  kernel_table(rows_RD.device()).combine_rows(args, current_stream(rows_RD.device()));
-  return y_TD;
-}
-
-// What the activation's backward leaves behind. Both matrices take the memory of the arguments they replace.
-struct ActivationGrads {
-  at::Tensor gate_up_R2F;    // was: gate_up
-  at::Tensor act_scaled_RF;  // was: the gradient after the down projection's input
-  at::Tensor row_scale_R;    // gradient of the router weight of each row
-};
-
-ActivationGrads activation_backward(at::Tensor gate_up_R2F, at::Tensor grad_RF, const at::Tensor& row_scale_R,
-                                    const Routing& routing) {
-  at::Tensor grad_row_scale_R = at::empty({gate_up_R2F.size(0)}, gate_up_R2F.options().dtype(at::kFloat));
-  kernels::SwigluBackwardArgs args{};
-  args.gate_up = gate_up_R2F.const_data_ptr();
-  args.grad_out = grad_RF.const_data_ptr();
-  args.row_scale = row_scale_R.const_data_ptr<float>();
-  args.grad_gate_up = gate_up_R2F.mutable_data_ptr();
-  args.act_scaled = grad_RF.mutable_data_ptr();
-  args.grad_row_scale = grad_row_scale_R.mutable_data_ptr<float>();
-  args.valid_rows = valid_rows(routing);
-  args.num_rows = gate_up_R2F.size(0);
-  args.width = grad_RF.size(1);
-  args.dtype = kernel_dtype(gate_up_R2F);
-  kernel_table(gate_up_R2F.device()).swiglu_backward(args, current_stream(gate_up_R2F.device()));
-  return {std::move(gate_up_R2F), std::move(grad_RF), std::move(grad_row_scale_R)};
-}
-
-// A value per row (sorted by expert) as a value per slot (t, k); 0 for dropped slots.
-at::Tensor rows_to_slots(const at::Tensor& values_R, const Routing& routing) {
-  const at::Tensor& inverse_R = routing.inverse_R;
-  return values_R.index_select(0, inverse_R.clamp_min(0))
-      .masked_fill_(inverse_R.lt(0), 0)
-      .view_as(routing.weights_TK);
-}
-
-// A value per slot as a value per row; rows of the unused tail get some slot's value.
-at::Tensor slots_to_rows(const at::Tensor& values_TK, const Routing& routing) {
-  return values_TK.reshape({-1}).index_select(0, routing.order_R.clamp_min(0));
-}
 
 struct Options {
   bool keep_gate_up;  // for the backward pass
@@ -101,7 +27,7 @@ class ExpertFfn : public torch::autograd::Function<ExpertFfn> {
                           const at::Tensor& inverse_R, const at::Tensor& offsets_E1, Options options) {
     Routing routing = as_routing(weights_TK, order_R, inverse_R, offsets_E1);
     at::Tensor gate_up_R2F = grouped_mm(routed_rows(x_TD, routing), gate_up_E2FD, offsets_E1);
-    at::Tensor act_RF = activation(gate_up_R2F, routing);
+    at::Tensor act_RF = activate_rows(gate_up_R2F, routing);
     if (!options.keep_gate_up) gate_up_R2F.reset();
     at::Tensor y_RD = grouped_mm({act_RF, {}, 1}, down_EDF, offsets_E1);
     act_RF.reset();
@@ -110,7 +36,7 @@ class ExpertFfn : public torch::autograd::Function<ExpertFfn> {
           {x_TD, gate_up_E2FD, down_EDF, weights_TK, order_R, inverse_R, offsets_E1, gate_up_R2F});
       ctx->saved_data["gate_up_is_kept"] = options.keep_gate_up;
     }
-    return combine(y_RD, weights_TK, routing);
+    return combine_rows(y_RD, weights_TK, routing);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -132,8 +58,8 @@ class ExpertFfn : public torch::autograd::Function<ExpertFfn> {
 
     RowOperand grad_y_rows = routed_rows(grad_y_TD, routing);
     at::Tensor grad_act_RF = grouped_mm_input_grad(grad_y_rows, down_EDF, offsets_E1);
-    ActivationGrads act = activation_backward(std::move(gate_up_R2F), std::move(grad_act_RF),
-                                              slots_to_rows(weights_TK, routing), routing);
+    RowActivationGrads act = activate_rows_backward(std::move(gate_up_R2F), std::move(grad_act_RF),
+                                                    slots_to_rows(weights_TK, routing), routing);
     at::Tensor grad_down_EDF, grad_gate_up_E2FD, grad_x_TD, grad_weights_TK;
     if (ctx->needs_input_grad(3)) grad_weights_TK = rows_to_slots(act.row_scale_R, routing);
     if (ctx->needs_input_grad(2))
@@ -144,7 +70,8 @@ class ExpertFfn : public torch::autograd::Function<ExpertFfn> {
     if (ctx->needs_input_grad(1))
       grad_gate_up_E2FD = grouped_mm_weight_grad(grad_gate_up_rows, routed_rows(x_TD, routing), offsets_E1);
     if (ctx->needs_input_grad(0))
-      grad_x_TD = combine(grouped_mm_input_grad(grad_gate_up_rows, gate_up_E2FD, offsets_E1), {}, routing);
+      grad_x_TD =
+          combine_rows(grouped_mm_input_grad(grad_gate_up_rows, gate_up_E2FD, offsets_E1), {}, routing);
     return {grad_x_TD, grad_gate_up_E2FD, grad_down_EDF, grad_weights_TK, {}, {}, {}, {}};
   }
 

@@ -73,4 +73,9 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight_NK) {
   return Linear::apply(x_RK, weight_NK.contiguous()).view(sizes);
 }
 
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight_NK, const at::Tensor& bias_N) {
+  const at::Tensor product = ops::linear(x, weight_NK);
+  return bias_N.defined() ? product + bias_N : product;
+}
+
 }  // namespace moebius::ops

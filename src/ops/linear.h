@@ -10,4 +10,7 @@ namespace moebius::ops {
 // Call it qualified (ops::linear): at::linear is found for tensors too.
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight_NK);
 
+// The same plus bias_N, unless that is undefined.
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight_NK, const at::Tensor& bias_N);
+
 }  // namespace moebius::ops

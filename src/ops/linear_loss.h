@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "kernels/api/loss.h"
+
 namespace moebius::ops {
 
 // h_TD, weight_VD of one dtype; targets_T int64 with kernels::kIgnoredTarget for "no loss here".

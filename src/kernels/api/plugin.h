@@ -10,7 +10,7 @@
 
 namespace moebius::kernels {
 
-inline constexpr int kPluginAbiVersion = 2;
+inline constexpr int kPluginAbiVersion = 3;
 inline constexpr char kPluginEntry[] = "moebius_cuda_plugin";
 
 struct DeviceInfo {

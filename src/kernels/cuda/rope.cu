@@ -320,6 +320,7 @@ __global__ void __launch_bounds__(kRopeThreads, NORM == QkNorm::none ? 4 : 2)
 
 RopeGeometry geometry_of(const RopeShape& s, int max_elements) {
   RopeGeometry geometry{};
+  MOEBIUS_CHECK_EQ(s.num_rotated(), s.head_dim, "heads rotated in part are not served on the GPU");
   MOEBIUS_CHECK(rope_geometry(s.num_heads + s.num_kv_heads, s.head_dim, max_elements, &geometry),
                 "rotary positions on the GPU take head sizes that are multiples of 16 up to 256, or even "
                 "ones up to 64; "

@@ -275,6 +275,7 @@ void with_experts_per_lane(int64_t num_experts, const Body& body) {
 }  // namespace
 
 void route_forward(const RouteForwardArgs& a, Stream stream) {
+  MOEBIUS_CHECK_EQ(a.options.top_groups, a.options.num_groups, "groups of experts are not served on the GPU");
   const Options options = options_of(a.options);
   if (options.num_tokens == 0) return;
   with_experts_per_lane(options.num_experts, [&]<int C>(Constant<C>) {

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "base/concat.h"
+#include "ops/biased_experts.h"
 #include "ops/cases/case.h"
 #include "ops/cases/plain_routing.h"
 #include "ops/experts.h"
@@ -24,7 +25,16 @@ struct Row {
   bool recompute = false;
   Size size = Size::small;
   bool cuda = true;
+  bool biased = false;  // ops/biased_experts.h
+  double limit = 0;     // of the clamped activation; 0: the usual one
+
+  bool clamped() const { return limit > 0; }
 };
+
+constexpr double kAlpha = 1.702;
+// Limits that random numbers reach often, and hardly ever. At a limit the gradient jumps, so that one
+// rounding to bf16 changes it: there only the latter.
+constexpr double kNearLimit = 1.5, kFarLimit = 12.0;
 
 // (T, K) different experts for each token, except for one_expert.
 at::Tensor choose(const Row& row) {
@@ -46,7 +56,7 @@ Routing routing_of(const Tensors& in) {
 }
 
 // Expert by expert, the tokens of all its kept slots.
-at::Tensor plain_experts(const Tensors& in) {
+at::Tensor plain_experts(const Tensors& in, const Row& row) {
   const at::Tensor &x = in[0], &gate_up = in[1], &down = in[2], &weights = in[3], &offsets = in[7];
   const at::Tensor slots = in[5].to(at::kLong);
   const at::Tensor tokens = slots.div(at::Scalar(weights.size(1)), /*rounding_mode=*/"floor");
@@ -54,8 +64,17 @@ at::Tensor plain_experts(const Tensors& in) {
   for (int64_t e = 0; e < gate_up.size(0); ++e) {
     const int64_t begin = offsets[e].item<int32_t>(), count = offsets[e + 1].item<int32_t>() - begin;
     const at::Tensor rows = x.index_select(0, tokens.narrow(0, begin, count));
-    const at::Tensor pairs = at::mm(rows, gate_up[e].t()).unflatten(1, {-1, 2});
-    outs.push_back(at::mm(at::silu(pairs.select(2, 0)) * pairs.select(2, 1), down[e].t()));
+    at::Tensor products = at::mm(rows, gate_up[e].t());
+    if (row.biased) products = products + in[8][e];
+    const at::Tensor pairs = products.unflatten(1, {-1, 2});
+    at::Tensor gate = pairs.select(2, 0), up = pairs.select(2, 1);
+    if (row.clamped()) {
+      gate = gate.clamp_max(row.limit);
+      up = up.clamp(-row.limit, row.limit) + 1;
+    }
+    const at::Tensor act = gate * at::sigmoid(row.clamped() ? gate * kAlpha : gate) * up;
+    outs.push_back(at::mm(act, down[e].t()));
+    if (row.biased) outs.back() = outs.back() + in[9][e];
   }
   const at::Tensor rows = at::cat(outs);
   const at::Tensor scale = weights.view(-1).index_select(0, slots.narrow(0, 0, rows.size(0)));
@@ -67,20 +86,41 @@ Example expert_example(const Row& row) {
   const double d = static_cast<double>(row.width), f = static_cast<double>(row.hidden);
   const at::Tensor experts = choose(row);
   const PlainOrder sorted = plain_order(experts, row.experts, row.capacity);
-  return {{{"x", at::randn({row.tokens, row.width}, at::kDouble)},
-           {"gate_up", at::randn({row.experts, 2 * row.hidden, row.width}, at::kDouble) / std::sqrt(d)},
-           {"down", at::randn({row.experts, row.width, row.hidden}, at::kDouble) / std::sqrt(f)},
-           {"weights", at::rand({row.tokens, row.top_k}, at::kDouble) + 0.1, InputKind::f32},
-           {"experts", experts, InputKind::index},
-           {"order", sorted.order_R, InputKind::index},
-           {"inverse", sorted.inverse_R, InputKind::index},
-           {"offsets", sorted.offsets_E1, InputKind::index}},
-          [recompute = row.recompute](const Tensors& in) {
-            return Outputs{{"y", expert_ffn(in[0], in[1], in[2], routing_of(in), recompute)}};
-          },
-          [](const Tensors& in) {
-            return Outputs{{"y", plain_experts(in)}};
-          }};
+  const auto form = [row](const Tensors& in) {
+    ExpertForm form;
+    form.clamped = row.clamped();
+    form.alpha = kAlpha;
+    if (row.clamped()) form.limit = row.limit;
+    if (row.biased) {
+      form.gate_up_bias_E2F = in[8];
+      form.down_bias_ED = in[9];
+    }
+    return form;
+  };
+  std::vector<Input> inputs{
+      {"x", at::randn({row.tokens, row.width}, at::kDouble)},
+      {"gate_up", at::randn({row.experts, 2 * row.hidden, row.width}, at::kDouble) / std::sqrt(d)},
+      {"down", at::randn({row.experts, row.width, row.hidden}, at::kDouble) / std::sqrt(f)},
+      {"weights", at::rand({row.tokens, row.top_k}, at::kDouble) + 0.1, InputKind::f32},
+      {"experts", experts, InputKind::index},
+      {"order", sorted.order_R, InputKind::index},
+      {"inverse", sorted.inverse_R, InputKind::index},
+      {"offsets", sorted.offsets_E1, InputKind::index}};
+  if (row.biased) {
+    inputs.push_back({"gate_up_bias", at::randn({row.experts, 2 * row.hidden}, at::kDouble)});
+    inputs.push_back({"down_bias", at::randn({row.experts, row.width}, at::kDouble)});
+  }
+  return {
+      inputs,
+      [row, form](const Tensors& in) {
+        const Routing routing = routing_of(in);
+        return Outputs{{"y", row.biased || row.clamped()
+                                 ? biased_expert_ffn(in[0], in[1], in[2], routing, form(in), row.recompute)
+                                 : expert_ffn(in[0], in[1], in[2], routing, row.recompute)}};
+      },
+      [row](const Tensors& in) {
+        return Outputs{{"y", plain_experts(in, row)}};
+      }};
 }
 
 }  // namespace
@@ -98,6 +138,18 @@ void add_expert_cases(CaseList& cases) {
       {"t65_e8_k2_d40_f72_capacity9_recompute", 65, 8, 2, 40, 72, Choices::random, 9, true},
       {"t12_e3_k1_d8_f8_capacity0", 12, 3, 1, 8, 8, Choices::random, 0},
       {"t64_e512_k4_d16_f8", 64, 512, 4, 16, 8},
+      {"biased_one_token_e8_k2_d16_f24", 1, 8, 2, 16, 24, Choices::random, -1, false, Size::small, true,
+       true},
+      {"biased_t65_e8_k2_d40_f72_empty_experts", 65, 8, 2, 40, 72, Choices::without_odd_experts, -1, false,
+       Size::small, true, true},
+      {"clamped_t65_e8_k2_d40_f72", 65, 8, 2, 40, 72, Choices::random, -1, false, Size::small, true, false,
+       kNearLimit},
+      {"biased_clamped_t19_e5_k3_d13_f11_capacity4", 19, 5, 3, 13, 11, Choices::random, 4, false, Size::small,
+       false, true, kNearLimit},
+      {"biased_clamped_t65_e8_k2_d40_f72_recompute", 65, 8, 2, 40, 72, Choices::random, -1, true, Size::small,
+       true, true, kFarLimit},
+      {"biased_clamped_t65_e8_k2_d40_f72_capacity9", 65, 8, 2, 40, 72, Choices::random, 9, false, Size::small,
+       true, true, kFarLimit},
       {"t2048_e8_k2_d128_f256", 2048, 8, 2, 128, 256, Choices::random, -1, false, Size::bench},
       {"t4096_e8_k2_d384_f640", 4096, 8, 2, 384, 640, Choices::random, -1, false, Size::bench},
       {"t16384_e8_k2_d4096_f14336", 16384, 8, 2, 4096, 14336, Choices::random, -1, false, Size::large},
@@ -109,7 +161,7 @@ void add_expert_cases(CaseList& cases) {
     cases.push_back({.name = "expert_ffn/" + row.name,
                      .op_class = OpClass::chain,
                      .work = {Work::Unit::flops, forward, 2 * forward},
-                     .dtypes = both_dtypes(),
+                     .dtypes = row.limit == kNearLimit ? std::vector{at::kFloat} : both_dtypes(),
                      .size = row.size,
                      .cuda = row.cuda,
                      .make = [row] { return expert_example(row); }});

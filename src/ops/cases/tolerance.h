@@ -12,6 +12,7 @@ enum class OpClass : uint8_t {
   table,      // values computed in double and rounded once
   product,    // sums of many products
   chain,      // products of rounded intermediate results: attention, routed experts
+  layer,      // several such, one after the other
   loss,       // exponentials over a vocabulary
   reduction,  // fp32 sums of values of any dtype
   routing,    // exponentials over the experts
