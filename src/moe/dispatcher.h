@@ -5,14 +5,16 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "ops/biased_experts.h"
 #include "ops/route.h"
 
 namespace moebius::moe {
 
 // The weights of the experts that this process holds.
 struct ExpertWeights {
-  at::Tensor gate_up_E2FD;  // (E, 2F, D)
-  at::Tensor down_EDF;      // (E, D, F)
+  at::Tensor gate_up_E2FD;    // (E, 2F, D)
+  at::Tensor down_EDF;        // (E, D, F)
+  ops::ExpertForm form = {};  // biases and activation
 };
 
 class TokenDispatcher {

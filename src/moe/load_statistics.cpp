@@ -16,7 +16,8 @@ namespace moebius::moe {
 
 LoadStatistics::LoadStatistics(const config::ModelConfig& config, at::Device device)
     : num_experts_(config.moe.experts) {
-  for (int64_t layer = 0; layer < config.layers; ++layer)
+  // The block of multi-token prediction stands behind the model's.
+  for (int64_t layer = 0; layer < config.layers + config.mtp.depth; ++layer)
     if (is_moe_layer(config, layer)) layers_.push_back(layer);
   packed_ = at::zeros({static_cast<int64_t>(layers_.size()), num_experts_ + 2},
                       at::TensorOptions().dtype(at::kFloat).device(device));

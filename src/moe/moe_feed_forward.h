@@ -20,13 +20,20 @@ class MoeFeedForward final : public nn::FeedForward {
   nn::FeedForwardResult forward(const at::Tensor& x_TD, const nn::FeedForwardContext& context) const override;
 
  private:
-  config::BalanceConfig balance_;
+  ExpertWeights experts() const;
+  at::Tensor shared(const at::Tensor& x_TD, const nn::FeedForwardContext& context) const;
+  void add_losses(const ops::Routing& routing, nn::FeedForwardResult& result) const;
+
+  config::MoeConfig config_;
   int64_t layer_;
   std::shared_ptr<const TokenDispatcher> dispatcher_;
   Router router_;
-  nn::Param& gate_up_;  // (E, 2F, D), gate and up rows interleaved
-  nn::Param& down_;     // (E, D, F)
+  nn::Param& gate_up_;                 // (E, 2F, D), gate and up rows interleaved
+  nn::Param& down_;                    // (E, D, F)
+  nn::Param* gate_up_bias_ = nullptr;  // (E, 2F)
+  nn::Param* down_bias_ = nullptr;     // (E, D)
   std::unique_ptr<nn::DenseFeedForward> shared_;
+  nn::Param* shared_gate_ = nullptr;  // (1, D): the shared experts' output times sigmoid(x . w) (Qwen2-MoE)
 };
 
 // A decoder whose layers are dense or routed as `config` says. Only declares its parameters.

@@ -40,6 +40,11 @@ ops::RouteOptions route_options(const config::MoeConfig& config, int64_t num_tok
   options.softmax_after_topk = config.softmax_order == "after_topk";
   options.normalize = config.normalize_weights;
   options.scale = config.weight_scale;
+  if (config.top_groups < config.groups) {
+    options.num_groups = config.groups;
+    options.top_groups = config.top_groups;
+    options.group_top2 = config.group_score == "top2_sum";
+  }
   if (may_drop && config.capacity_factor > 0) {
     const double mean_load =
         static_cast<double>(num_tokens * config.top_k) / static_cast<double>(config.experts);
@@ -63,7 +68,14 @@ Router::Router(const config::ModelConfig& config, const std::string& prefix, nn:
                               .klass = nn::ParamClass::router,
                               .init = nn::Init::normal(config.init_std),
                               .is_fp32 = true})) {
-  if (config.moe.balance.bias_rate > 0)
+  if (config.moe.router_bias)
+    logit_bias_ = &params.declare({.name = prefix + "router_logit_bias",
+                                   .dims = {config.moe.experts},
+                                   .klass = nn::ParamClass::router,
+                                   .init = nn::Init::zeros(),
+                                   .decays = false,
+                                   .is_fp32 = true});
+  if (config.moe.has_selection_bias())
     bias_ = &params.declare({.name = prefix + "router_bias",
                              .dims = {config.moe.experts},
                              .klass = nn::ParamClass::router,
@@ -76,9 +88,10 @@ Router::Router(const config::ModelConfig& config, const std::string& prefix, nn:
 ops::Routing Router::route(const at::Tensor& x_TD, const at::Tensor& sequence_of_T, int64_t num_sequences,
                            bool may_drop) const {
   const bool per_sequence = config_.balance.aux_scope == "sequence" && sequence_of_T.defined();
-  return ops::route(router_logits(x_TD, weight_.value), bias_ ? bias_->value : at::Tensor(),
-                    per_sequence ? sequence_of_T : at::Tensor(), per_sequence ? num_sequences : 1,
-                    route_options(config_, x_TD.size(0), may_drop));
+  at::Tensor logits_TE = router_logits(x_TD, weight_.value);
+  if (logit_bias_ != nullptr) logits_TE = logits_TE + logit_bias_->value;
+  return ops::route(logits_TE, nn::value_of(bias_), per_sequence ? sequence_of_T : at::Tensor(),
+                    per_sequence ? num_sequences : 1, route_options(config_, x_TD.size(0), may_drop));
 }
 
 }  // namespace moebius::moe

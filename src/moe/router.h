@@ -26,8 +26,9 @@ class Router {
 
  private:
   config::MoeConfig config_;
-  nn::Param& weight_;          // (E, D)
-  nn::Param* bias_ = nullptr;  // (E) buffer: added to the scores for selection only
+  nn::Param& weight_;                // (E, D)
+  nn::Param* logit_bias_ = nullptr;  // (E): added to the logits (gpt-oss)
+  nn::Param* bias_ = nullptr;        // (E) buffer: added to the scores for selection only
 };
 
 }  // namespace moebius::moe

@@ -1,9 +1,6 @@
 // Shapes: T tokens, D model width, H query heads, Hk key/value heads, d head width, C = (H + 2 Hk) d.
 #include "nn/attention.h"
 
-#include <ATen/ops/ones.h>
-#include <ATen/ops/scaled_dot_product_attention.h>
-
 #include "ops/linear.h"
 
 namespace moebius::nn {
@@ -19,6 +16,13 @@ Attention::Attention(const AttentionOptions& options, const std::string& prefix,
                            .dims = {options.dim, options.num_heads * options.head_dim},
                            .sharding = {.tp = 1},
                            .init = Init::normal(options.out_std)})) {
+  const auto small = [&](const char* name, int64_t size) {
+    return &params.declare({.name = prefix + name, .dims = {size}, .init = Init::zeros(), .decays = false});
+  };
+  if (options.bias)
+    qkv_bias_ = small("qkv_bias", (options.num_heads + 2 * options.num_kv_heads) * options.head_dim);
+  if (options.output_bias) out_bias_ = small("out_bias", options.dim);
+  if (options.sinks) sinks_ = small("sinks", options.num_heads);
   if (options.qk_norm == kernels::QkNorm::none) return;
   const bool full = options.qk_norm == kernels::QkNorm::full;
   const auto declare = [&](const char* name, int64_t heads) {
@@ -40,16 +44,22 @@ at::Tensor Attention::projected(const at::Tensor& x_TD, const at::Tensor& positi
   rope.head_dim = options_.head_dim;
   rope.norm = options_.qk_norm;
   rope.eps = options_.norm_eps;
-  return ops::qk_norm_rope(ops::linear(x_TD, qkv_.value), q_norm_ ? q_norm_->value : at::Tensor(),
-                           k_norm_ ? k_norm_->value : at::Tensor(), positions_T, cos_sin_PD, rope);
+  rope.rotary_dim = options_.rotary_dim;
+  return ops::qk_norm_rope(ops::linear(x_TD, qkv_.value, value_of(qkv_bias_)), value_of(q_norm_),
+                           value_of(k_norm_), positions_T, cos_sin_PD, rope);
+}
+
+ops::AttentionShape Attention::shape() const {
+  ops::AttentionShape shape{options_.num_heads, options_.num_kv_heads, options_.head_dim};
+  shape.window = options_.window;
+  return shape;
 }
 
 at::Tensor Attention::forward(const at::Tensor& x_TD, const at::Tensor& positions_T,
                               const at::Tensor& cos_sin_PD, const ops::Segments& documents) const {
   const at::Tensor qkv_TC = projected(x_TD, positions_T, cos_sin_PD);
-  const at::Tensor y_TC =
-      ops::attention(qkv_TC, documents, {options_.num_heads, options_.num_kv_heads, options_.head_dim});
-  return ops::linear(y_TC, out_.value);
+  const at::Tensor y_TC = ops::attention(qkv_TC, documents, shape(), value_of(sinks_));
+  return ops::linear(y_TC, out_.value, value_of(out_bias_));
 }
 
 at::Tensor Attention::forward_cached(const at::Tensor& x_TD, const at::Tensor& positions_T,
@@ -57,20 +67,11 @@ at::Tensor Attention::forward_cached(const at::Tensor& x_TD, const at::Tensor& p
   const int64_t count = x_TD.size(0), heads = options_.num_heads, kv_heads = options_.num_kv_heads;
   const at::Tensor qkv_THd =
       projected(x_TD, positions_T, cos_sin_PD).view({count, heads + 2 * kv_heads, options_.head_dim});
-  const at::Tensor q_HTd = qkv_THd.narrow(1, 0, heads).transpose(0, 1);
-  const int64_t before = cache.length();
   const KvCache::KeysValues held =
       cache.append(layer, qkv_THd.narrow(1, heads, kv_heads), qkv_THd.narrow(1, heads + kv_heads, kv_heads));
-  // Row t of the new tokens sees the tokens before them and the new ones up to itself.
-  at::Tensor mask;
-  if (count > 1 && before > 0)
-    mask = at::ones({count, before + count}, x_TD.options().dtype(at::kBool)).tril_(before);
-  const at::Tensor y_1HTd =
-      at::scaled_dot_product_attention(q_HTd.unsqueeze(0), held.keys.unsqueeze(0), held.values.unsqueeze(0),
-                                       mask.defined() ? std::optional<at::Tensor>(mask) : std::nullopt, 0.0,
-                                       count > 1 && before == 0, std::nullopt, heads != kv_heads);
-  const at::Tensor y_TC = y_1HTd.squeeze(0).transpose(0, 1).reshape({count, heads * options_.head_dim});
-  return ops::linear(y_TC, out_.value);
+  const at::Tensor y_TC = ops::attention_with_cache(qkv_THd.narrow(1, 0, heads).transpose(0, 1), held.keys,
+                                                    held.values, shape(), value_of(sinks_));
+  return ops::linear(y_TC, out_.value, value_of(out_bias_));
 }
 
 }  // namespace moebius::nn

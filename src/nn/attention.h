@@ -1,14 +1,13 @@
-// Causal self-attention of a block: fused projection, optional query/key norm, rotary positions, output
-// projection. Grouped key/value heads (Ainslie et al. 2023, "GQA"): query head h uses key head h / (H / Hk).
+// Causal self-attention of a block: fused projection, optional biases, query/key norm, rotary positions, a
+// window, sinks, output projection. Grouped key/value heads (Ainslie et al. 2023, "GQA"): query head h uses
+// key head h / (H / Hk).
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <string>
 
-#include "nn/kv_cache.h"
-#include "nn/param.h"
-#include "ops/attention.h"
+#include "nn/self_attention.h"
 #include "ops/rope.h"
 
 namespace moebius::nn {
@@ -16,32 +15,37 @@ namespace moebius::nn {
 struct AttentionOptions {
   int64_t dim;
   int64_t num_heads, num_kv_heads, head_dim;
+  int64_t rotary_dim = 0;  // leading channels of a head that are rotated; 0: all
+  int64_t window = 0;      // tokens that a query sees; 0: all before it
+  bool bias = false;       // of the fused projection
+  bool output_bias = false;
+  bool sinks = false;  // a learned logit per query head in the softmax's denominator
   kernels::QkNorm qk_norm = kernels::QkNorm::none;
   double norm_eps = 1e-5;
   double init_std = 0.02;  // of the fused projection
   double out_std = 0.02;   // of the output projection
 };
 
-class Attention {
+class Attention final : public SelfAttention {
  public:
   Attention(const AttentionOptions& options, const std::string& prefix, ParamTable& params);
 
-  // x_TD: tokens of whole documents. cos_sin_PD: ops::rope_table.
   at::Tensor forward(const at::Tensor& x_TD, const at::Tensor& positions_T, const at::Tensor& cos_sin_PD,
-                     const ops::Segments& documents) const;
-
-  // x_TD: the T tokens that follow those in the cache; no autograd. The caller advances the cache after the
-  // last layer.
+                     const ops::Segments& documents) const override;
   at::Tensor forward_cached(const at::Tensor& x_TD, const at::Tensor& positions_T,
-                            const at::Tensor& cos_sin_PD, int64_t layer, KvCache& cache) const;
+                            const at::Tensor& cos_sin_PD, int64_t layer, KvCache& cache) const override;
 
  private:
   at::Tensor projected(const at::Tensor& x_TD, const at::Tensor& positions_T,
                        const at::Tensor& cos_sin_PD) const;
+  ops::AttentionShape shape() const;
 
   AttentionOptions options_;
   Param& qkv_;  // ((H + 2 Hk) d, D): query heads, key heads, value heads
   Param& out_;  // (D, H d)
+  Param* qkv_bias_ = nullptr;
+  Param* out_bias_ = nullptr;
+  Param* sinks_ = nullptr;  // (H)
   Param* q_norm_ = nullptr;
   Param* k_norm_ = nullptr;
 };

@@ -8,31 +8,15 @@
 #include <algorithm>
 
 #include "base/concat.h"
+#include "nn/multi_token.h"
 #include "nn/recompute.h"
 #include "ops/linear.h"
 #include "ops/linear_loss.h"
 #include "ops/norm.h"
+#include "ops/rope.h"
 
 namespace moebius::nn {
 namespace {
-
-kernels::QkNorm qk_norm_of(const std::string& word) {
-  if (word == "head") return kernels::QkNorm::head;
-  return word == "full" ? kernels::QkNorm::full : kernels::QkNorm::none;
-}
-
-AttentionOptions attention_options(const config::ModelConfig& config) {
-  AttentionOptions options;
-  options.dim = config.dim;
-  options.num_heads = config.heads;
-  options.num_kv_heads = config.kv_heads;
-  options.head_dim = config.head_dim > 0 ? config.head_dim : config.dim / config.heads;
-  options.qk_norm = qk_norm_of(config.qk_norm);
-  options.norm_eps = config.norm_eps;
-  options.init_std = config.init_std;
-  options.out_std = config.init_std * config.output_init_scale;
-  return options;
-}
 
 Param& declare_norm(ParamTable& params, const std::string& name, int64_t dim) {
   return params.declare(
@@ -56,20 +40,20 @@ struct Decoder::Block {
   Block(const config::ModelConfig& config, const FeedForwardFactory& factory, int64_t layer,
         ParamTable& params)
       : attention_norm(declare_norm(params, concat("layers.", layer, ".attention_norm"), config.dim)),
-        attention(attention_options(config), concat("layers.", layer, ".attention."), params),
+        attention(make_attention(config, layer, concat("layers.", layer, ".attention."), params)),
         ffn_norm(declare_norm(params, concat("layers.", layer, ".ffn_norm"), config.dim)),
         feed_forward(factory(layer, concat("layers.", layer, "."), params)),
         eps(config.norm_eps) {}
 
   Param& attention_norm;
-  Attention attention;
+  std::unique_ptr<SelfAttention> attention;
   Param& ffn_norm;
   std::unique_ptr<FeedForward> feed_forward;
   double eps;
 };
 
 Decoder::Decoder(const config::ModelConfig& config, const FeedForwardFactory& factory)
-    : config_(config), head_dim_(attention_options(config).head_dim) {
+    : config_(config), rope_scaling_(rope_scaling(config.rope)) {
   embedding_ = &params_.declare({.name = "embedding",
                                  .dims = {config.vocab, config.dim},
                                  .klass = ParamClass::embedding,
@@ -84,22 +68,27 @@ Decoder::Decoder(const config::ModelConfig& config, const FeedForwardFactory& fa
                                 .klass = ParamClass::embedding,
                                 .sharding = {.tp = 0},
                                 .init = Init::normal(config.init_std)});
+  if (config.mtp.depth == 0) return;
+  mtp_ = std::make_unique<MultiToken>(config.dim, config.norm_eps, config.init_std, params_);
+  blocks_.push_back(std::make_unique<Block>(config, factory, config.layers, params_));
 }
 
 Decoder::~Decoder() = default;
 
 void Decoder::need_positions(int64_t count) const {
-  if (cos_sin_PD_.defined() && cos_sin_PD_.size(0) >= count) return;
-  const int64_t doubled = cos_sin_PD_.defined() ? 2 * cos_sin_PD_.size(0) : 0;
+  // With dynamic scaling the frequencies follow the longest sequence at hand.
+  const bool dynamic = rope_scaling_.kind == ops::RopeScaling::Kind::dynamic;
+  const int64_t context = dynamic ? std::max(count, rope_scaling_.original_context) : 0;
+  const bool fits = cos_sin_PD_.defined() && context == table_context_;
+  if (fits && cos_sin_PD_.size(0) >= count) return;
+  const int64_t doubled = fits ? 2 * cos_sin_PD_.size(0) : 0;
   const at::NoGradGuard no_grad;
-  cos_sin_PD_ = ops::rope_table(std::max(count, doubled), head_dim_, config_.rope_theta, device());
+  cos_sin_PD_ = ops::rope_table(std::max(count, doubled), config_.rotated_dim(), config_.rope_theta, device(),
+                                rope_scaling_, context);
+  table_context_ = context;
 }
 
-DecoderOutput Decoder::forward(const TokenBatch& batch, const ForwardOptions& options) const {
-  need_positions(batch.max_position);
-  const auto probe = [&](const std::string& name, const at::Tensor& value) {
-    if (options.probe && value.defined()) options.probe(name, value);
-  };
+FeedForwardContext Decoder::context_of(const TokenBatch& batch, const ForwardOptions& options) const {
   FeedForwardContext context;
   context.sequence_of_T = batch.sequence_of_T;
   context.num_sequences = batch.num_sequences;
@@ -107,45 +96,94 @@ DecoderOutput Decoder::forward(const TokenBatch& batch, const ForwardOptions& op
   context.with_losses = options.with_losses;
   context.may_drop = options.may_drop;
   context.observer = options.observer;
+  return context;
+}
 
+Decoder::Stream Decoder::run_block(int64_t layer, const Stream& in, const TokenBatch& batch,
+                                   const ForwardOptions& options, DecoderOutput& output,
+                                   ModelLoad& load) const {
+  const Block& block = *blocks_[static_cast<size_t>(layer)];
+  // The stream, the balance loss and the sums of the router, of which the last three may be undefined.
+  const auto run = [&block, cos_sin = cos_sin_PD_, batch, context = context_of(batch, options)](
+                       const Stream& stream, const auto& look) {
+    const auto [x_TD, attention_in_TD] =
+        add_norm(stream.x_TD, stream.delta_TD, block.attention_norm, block.eps);
+    const at::Tensor attention_TD =
+        block.attention->forward(attention_in_TD, batch.positions_T, cos_sin, batch.documents);
+    look("attention", attention_TD);
+    const auto [sum_TD, ffn_in_TD] = add_norm(x_TD, attention_TD, block.ffn_norm, block.eps);
+    FeedForwardContext own = context;
+    if (recomputing()) own.observer = nullptr;
+    const FeedForwardResult ffn = block.feed_forward->forward(ffn_in_TD, own);
+    look("feed_forward", ffn.y_TD);
+    return std::vector<at::Tensor>{sum_TD, ffn.y_TD, ffn.balance_loss, ffn.prob_sum_E, ffn.counts_E};
+  };
+  std::vector<at::Tensor> out;
+  if (options.recompute == Recompute::full) {
+    std::vector<at::Tensor> inputs{in.x_TD};
+    if (in.delta_TD.defined()) inputs.push_back(in.delta_TD);
+    // A recomputed segment returns defined tensors only; which ones they are is the same in both runs.
+    const auto defined = std::make_shared<std::vector<bool>>();
+    const std::vector<at::Tensor> results =
+        recompute(inputs, [run, defined](const std::vector<at::Tensor>& own) {
+          std::vector<at::Tensor> all = run(Stream{own[0], own.size() > 1 ? own[1] : at::Tensor()},
+                                            [](const char*, const at::Tensor&) {});
+          defined->clear();
+          for (const at::Tensor& each : all) defined->push_back(each.defined());
+          std::erase_if(all, [](const at::Tensor& each) { return !each.defined(); });
+          return all;
+        });
+    auto next = results.begin();
+    for (const bool is_defined : *defined) out.push_back(is_defined ? *next++ : at::Tensor());
+  } else {
+    out = run(in, [&](const char* part, const at::Tensor& value) {
+      if (options.probe && value.defined()) options.probe(concat("layers.", layer, ".", part), value);
+    });
+  }
+  add_loss(output.balance_loss, out[2]);
+  if (out[3].defined()) {
+    add_loss(load.prob_sum_E, out[3]);
+    add_loss(load.counts_E, out[4].detach());
+    load.num_tokens += batch.tokens_T.size(0);
+  }
+  return {out[0], out[1]};
+}
+
+// E * sum_e f_e P_e with f_e the share of the slots and P_e the mean probability over the tokens of all
+// layers. (Transformers' load_balancing_loss_func, whose f_e add up to the experts per token.)
+at::Tensor Decoder::model_balance_loss(const ModelLoad& load) const {
+  const config::MoeConfig& moe = config_.moe;
+  const double tokens = static_cast<double>(std::max<int64_t>(load.num_tokens, 1));
+  const double slots = tokens * static_cast<double>(moe.top_k);
+  const double factor = moe.balance.aux_loss * static_cast<double>(moe.experts) / (tokens * slots);
+  return (load.counts_E * load.prob_sum_E).sum() * factor;
+}
+
+void Decoder::predict_further(const at::Tensor& x_TD, const TokenBatch& batch, const ForwardOptions& options,
+                              DecoderOutput& output, ModelLoad& load) const {
+  const MultiToken::Shifted next = MultiToken::shift(batch.tokens_T, batch.targets_T, batch.positions_T);
+  const Stream in{mtp_->combine(x_TD, at::embedding(embedding_->value, next.tokens_T)), {}};
+  const Stream out = run_block(config_.layers, in, batch, options, output, load);
+  output.mtp_hidden_TD = add_norm(out.x_TD, out.delta_TD, mtp_->final_norm(), config_.norm_eps).second;
+  output.mtp_targets_T = next.targets_T;
+}
+
+DecoderOutput Decoder::forward(const TokenBatch& batch, const ForwardOptions& options) const {
+  need_positions(batch.max_position);
+  const auto probe = [&](const std::string& name, const at::Tensor& value) {
+    if (options.probe && value.defined()) options.probe(name, value);
+  };
   DecoderOutput output;
+  ModelLoad load;
   Stream stream{at::embedding(embedding_->value, batch.tokens_T), {}};
   probe("embedding", stream.x_TD);
-  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
-    const Block& block = *blocks_[layer];
-    const auto run = [&block, &cos_sin = cos_sin_PD_, batch, context](const Stream& in, const auto& look) {
-      const auto [x_TD, attention_in_TD] = add_norm(in.x_TD, in.delta_TD, block.attention_norm, block.eps);
-      const at::Tensor attention_TD =
-          block.attention.forward(attention_in_TD, batch.positions_T, cos_sin, batch.documents);
-      look("attention", attention_TD);
-      const auto [sum_TD, ffn_in_TD] = add_norm(x_TD, attention_TD, block.ffn_norm, block.eps);
-      FeedForwardContext own = context;
-      if (recomputing()) own.observer = nullptr;
-      const FeedForwardResult ffn = block.feed_forward->forward(ffn_in_TD, own);
-      look("feed_forward", ffn.y_TD);
-      return std::vector<at::Tensor>{sum_TD, ffn.y_TD, ffn.balance_loss};
-    };
-    std::vector<at::Tensor> out;
-    if (options.recompute == Recompute::full) {
-      std::vector<at::Tensor> in{stream.x_TD};
-      if (stream.delta_TD.defined()) in.push_back(stream.delta_TD);
-      out = recompute(in, [run](const std::vector<at::Tensor>& inputs) {
-        std::vector<at::Tensor> result = run(Stream{inputs[0], inputs.size() > 1 ? inputs[1] : at::Tensor()},
-                                             [](const char*, const at::Tensor&) {});
-        if (!result[2].defined()) result.pop_back();
-        return result;
-      });
-      out.resize(3);
-    } else {
-      out = run(stream, [&](const char* part, const at::Tensor& value) {
-        probe(concat("layers.", layer, ".", part), value);
-      });
-    }
-    stream = {out[0], out[1]};
-    add_loss(output.balance_loss, out[2]);
-  }
-  output.hidden_TD = add_norm(stream.x_TD, stream.delta_TD, *final_norm_, config_.norm_eps).second;
+  for (int64_t layer = 0; layer < config_.layers; ++layer)
+    stream = run_block(layer, stream, batch, options, output, load);
+  const auto [x_TD, hidden_TD] = add_norm(stream.x_TD, stream.delta_TD, *final_norm_, config_.norm_eps);
+  output.hidden_TD = hidden_TD;
   probe("final_norm", output.hidden_TD);
+  if (mtp_ && options.with_mtp) predict_further(x_TD, batch, options, output, load);
+  if (load.prob_sum_E.defined()) add_loss(output.balance_loss, model_balance_loss(load));
   return output;
 }
 
@@ -167,12 +205,12 @@ at::Tensor Decoder::next_logits(const at::Tensor& tokens_T, KvCache& cache) cons
   FeedForwardContext context;
   context.may_drop = false;
   Stream stream{at::embedding(embedding_->value, tokens_T), {}};
-  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
-    const Block& block = *blocks_[layer];
+  for (int64_t layer = 0; layer < config_.layers; ++layer) {
+    const Block& block = *blocks_[static_cast<size_t>(layer)];
     const auto [x_TD, attention_in_TD] =
         add_norm(stream.x_TD, stream.delta_TD, block.attention_norm, block.eps);
-    const at::Tensor attention_TD = block.attention.forward_cached(attention_in_TD, positions_T, cos_sin_PD_,
-                                                                   static_cast<int64_t>(layer), cache);
+    const at::Tensor attention_TD =
+        block.attention->forward_cached(attention_in_TD, positions_T, cos_sin_PD_, layer, cache);
     const auto [sum_TD, ffn_in_TD] = add_norm(x_TD, attention_TD, block.ffn_norm, block.eps);
     stream = {sum_TD, block.feed_forward->forward(ffn_in_TD, context).y_TD};
   }
@@ -184,7 +222,7 @@ at::Tensor Decoder::next_logits(const at::Tensor& tokens_T, KvCache& cache) cons
 }
 
 KvCache Decoder::make_cache(int64_t capacity) const {
-  return {config_.layers, capacity, config_.kv_heads, head_dim_, embedding_->value.options()};
+  return make_kv_cache(config_, capacity, embedding_->value.options());
 }
 
 }  // namespace moebius::nn

@@ -11,10 +11,10 @@
 #include <vector>
 
 #include "config/model_config.h"
-#include "nn/attention.h"
 #include "nn/feed_forward.h"
 #include "nn/kv_cache.h"
 #include "nn/param.h"
+#include "nn/self_attention.h"
 #include "ops/attention.h"
 
 namespace moebius::nn {
@@ -39,6 +39,7 @@ enum class Recompute : uint8_t { none, selective, full };
 struct ForwardOptions {
   Recompute recompute = Recompute::none;
   bool with_losses = false;  // balance losses
+  bool with_mtp = false;     // the block of multi-token prediction runs, where the config has it
   bool may_drop = true;      // capacity limits apply
   RoutingObserver* observer = nullptr;
   // Called with every named intermediate result, in order of computation (to find the first non-finite one).
@@ -47,8 +48,13 @@ struct ForwardOptions {
 
 struct DecoderOutput {
   at::Tensor hidden_TD;     // after the final norm
-  at::Tensor balance_loss;  // sum over layers, coefficients applied; undefined when there is none
+  at::Tensor balance_loss;  // of all layers, coefficients applied; undefined when there is none
+  // Multi-token prediction (nn/multi_token.h): its states and their targets, the tokens after next. Undefined
+  // without it.
+  at::Tensor mtp_hidden_TD, mtp_targets_T;
 };
+
+class MultiToken;
 
 class Decoder {
  public:
@@ -83,17 +89,33 @@ class Decoder {
     at::Tensor x_TD, delta_TD;
   };
 
+  // Sums of the routers over the layers so far, where load is balanced over all of them together.
+  struct ModelLoad {
+    at::Tensor prob_sum_E, counts_E;
+    int64_t num_tokens = 0;
+  };
+
   const at::Tensor& output_weight() const { return output_ ? output_->value : embedding_->value; }
   void need_positions(int64_t count) const;
+  FeedForwardContext context_of(const TokenBatch& batch, const ForwardOptions& options) const;
+  // One block; adds its losses to the output and the load.
+  Stream run_block(int64_t layer, const Stream& in, const TokenBatch& batch, const ForwardOptions& options,
+                   DecoderOutput& output, ModelLoad& load) const;
+  // x_TD: the stream after the last block.
+  void predict_further(const at::Tensor& x_TD, const TokenBatch& batch, const ForwardOptions& options,
+                       DecoderOutput& output, ModelLoad& load) const;
+  at::Tensor model_balance_loss(const ModelLoad& load) const;
 
   config::ModelConfig config_;
   ParamTable params_;
   Param* embedding_ = nullptr;  // (V, D)
   Param* output_ = nullptr;     // (V, D); null when tied
   Param* final_norm_ = nullptr;
-  std::vector<std::unique_ptr<Block>> blocks_;
-  int64_t head_dim_;
-  mutable at::Tensor cos_sin_PD_;  // grows with the longest sequence seen
+  std::vector<std::unique_ptr<Block>> blocks_;  // behind those of the model, that of multi-token prediction
+  std::unique_ptr<MultiToken> mtp_;             // null without it
+  ops::RopeScaling rope_scaling_;
+  mutable at::Tensor cos_sin_PD_;       // grows with the longest sequence seen
+  mutable int64_t table_context_ = -1;  // the sequence that the table's frequencies are for (dynamic scaling)
 };
 
 }  // namespace moebius::nn

@@ -8,7 +8,7 @@
 namespace moebius::nn {
 
 DenseFeedForward::DenseFeedForward(int64_t dim, int64_t hidden, double init_std, double out_std,
-                                   const std::string& prefix, ParamTable& params)
+                                   const std::string& prefix, ParamTable& params, bool bias)
     : gate_up_(params.declare({.name = prefix + "gate_up",
                                .dims = {2 * hidden, dim},
                                .klass = ParamClass::dense,
@@ -18,17 +18,25 @@ DenseFeedForward::DenseFeedForward(int64_t dim, int64_t hidden, double init_std,
                             .dims = {dim, hidden},
                             .klass = ParamClass::dense,
                             .sharding = {.tp = 1},
-                            .init = Init::normal(out_std)})) {}
+                            .init = Init::normal(out_std)})) {
+  if (!bias) return;
+  const auto declare = [&](const char* name, int64_t size) {
+    return &params.declare({.name = prefix + name, .dims = {size}, .init = Init::zeros(), .decays = false});
+  };
+  gate_up_bias_ = declare("gate_up_bias", 2 * hidden);
+  down_bias_ = declare("down_bias", dim);
+}
 
 FeedForwardResult DenseFeedForward::forward(const at::Tensor& x_TD, const FeedForwardContext& context) const {
   const auto compute = [this](const at::Tensor& x) {
-    return ops::linear(ops::swiglu(ops::linear(x, gate_up_.value)), down_.value);
+    const at::Tensor gate_up = ops::linear(x, gate_up_.value, value_of(gate_up_bias_));
+    return ops::linear(ops::swiglu(gate_up), down_.value, value_of(down_bias_));
   };
-  if (!context.recompute) return {compute(x_TD), {}};
+  if (!context.recompute) return {compute(x_TD), {}, {}, {}};
   const std::vector<at::Tensor> outputs = recompute({x_TD}, [compute](const std::vector<at::Tensor>& in) {
     return std::vector<at::Tensor>{compute(in[0])};
   });
-  return {outputs[0], {}};
+  return {outputs[0], {}, {}, {}};
 }
 
 }  // namespace moebius::nn

@@ -32,6 +32,9 @@ struct FeedForwardContext {
 struct FeedForwardResult {
   at::Tensor y_TD;
   at::Tensor balance_loss;  // fp32 scalar with its coefficients applied; undefined when there is none
+  // Where load is balanced over all layers together: over this layer's tokens the sums of the router's
+  // probabilities (differentiable) and the slots given to each expert. Undefined otherwise.
+  at::Tensor prob_sum_E, counts_E;
 };
 
 class FeedForward {
@@ -44,14 +47,16 @@ class FeedForward {
 // gate and up of unit f. (Shazeer 2020)
 class DenseFeedForward final : public FeedForward {
  public:
-  // init_std: of gate and up; out_std: of down.
+  // init_std: of gate and up; out_std: of down; bias: of all three.
   DenseFeedForward(int64_t dim, int64_t hidden, double init_std, double out_std, const std::string& prefix,
-                   ParamTable& params);
+                   ParamTable& params, bool bias = false);
   FeedForwardResult forward(const at::Tensor& x_TD, const FeedForwardContext& context) const override;
 
  private:
   Param& gate_up_;  // (2F, D)
   Param& down_;     // (D, F)
+  Param* gate_up_bias_ = nullptr;
+  Param* down_bias_ = nullptr;
 };
 
 }  // namespace moebius::nn

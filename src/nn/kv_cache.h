@@ -1,4 +1,5 @@
-// Keys and values of the tokens that a generation has passed so far, one sequence.
+// What the tokens that a generation has passed so far leave to later ones, one sequence: keys and values of
+// every head, or a latent vector (nn/latent_attention.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,8 +11,10 @@ namespace moebius::nn {
 
 class KvCache {
  public:
-  KvCache(int64_t num_layers, int64_t capacity, int64_t num_kv_heads, int64_t head_dim,
-          const at::TensorOptions& options);
+  static KvCache of_heads(int64_t num_layers, int64_t capacity, int64_t num_kv_heads, int64_t head_dim,
+                          const at::TensorOptions& options);
+  static KvCache of_latents(int64_t num_layers, int64_t capacity, int64_t width,
+                            const at::TensorOptions& options);
 
   int64_t length() const { return length_; }      // tokens held
   int64_t capacity() const { return capacity_; }  // tokens that fit
@@ -23,10 +26,14 @@ class KvCache {
     at::Tensor keys, values;
   };
   KeysValues append(int64_t layer, const at::Tensor& keys, const at::Tensor& values);
+  // The same for latents: (count, width) come in, (length + count, width) come back.
+  at::Tensor append_latents(int64_t layer, const at::Tensor& latents);
   void advance(int64_t count);
 
  private:
-  std::vector<at::Tensor> layers_;  // (2, Hk, capacity, d)
+  explicit KvCache(int64_t capacity) : capacity_(capacity) {}
+
+  std::vector<at::Tensor> layers_;  // (2, Hk, capacity, d), or (capacity, width)
   int64_t capacity_, length_ = 0;
 };
 

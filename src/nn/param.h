@@ -50,6 +50,11 @@ struct Param {
   at::Tensor value;  // undefined until ParamTable::allocate; a leaf that requires grad unless it is a buffer
 };
 
+// The value of a parameter that a layer may lack; undefined then.
+inline at::Tensor value_of(const Param* param) {
+  return param != nullptr ? param->value : at::Tensor();
+}
+
 // Owner of all parameters of a model, in the order of declaration. Handles stay valid while the table lives.
 class ParamTable {
  public:

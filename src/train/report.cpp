@@ -149,6 +149,7 @@ void Report::step(const StepNumbers& numbers, double seconds) {
   line["step"] = numbers.step;
   line["loss"] = numbers.loss;
   if (!numbers.layers.empty()) line["balance_loss"] = numbers.balance_loss;
+  if (context_.config.model.mtp.depth > 0) line["mtp_loss"] = numbers.mtp_loss;
   line["learning_rate"] = numbers.learning_rate;
   line["gradient_norm"] = numbers.gradient_norm;
   line["tokens"] = totals_.tokens;

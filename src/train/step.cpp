@@ -19,7 +19,7 @@
 namespace moebius::train {
 namespace {
 
-constexpr int64_t kHead = 4;  // loss, balance loss, norm, scale
+constexpr int64_t kHead = 5;  // loss, balance loss, norm, scale, loss of the tokens after next
 
 int64_t count_targets(const std::vector<data::Batch>& micro_batches) {
   int64_t count = 0;
@@ -52,6 +52,7 @@ StepNumbers PendingNumbers::get() const {
   numbers.balance_loss = head[1];
   numbers.gradient_norm = head[2];
   numbers.skipped = !std::isfinite(head[3]);
+  numbers.mtp_loss = head[4];
   if (!statistics_->empty())
     numbers.layers = statistics_->unpack(host_.narrow(0, kHead, host_.size(0) - kHead), num_micro_);
   return numbers;
@@ -61,23 +62,40 @@ TrainStep::TrainStep(const config::RunConfig& config, nn::Decoder& decoder, Adam
     : config_(config), decoder_(decoder), optimizer_(optimizer), statistics_(config.model, decoder.device()) {
   options_.recompute = recompute_of(config.train.recompute);
   options_.with_losses = true;
+  options_.with_mtp = config.model.mtp.depth > 0;
   options_.observer = &statistics_;
 }
 
-std::pair<at::Tensor, at::Tensor> TrainStep::accumulate(data::Batch& batch, double scale, int64_t num_micro) {
+at::Tensor TrainStep::total_loss(MicroLosses& losses, const nn::DecoderOutput& output, double scale,
+                                 int64_t num_micro) const {
+  at::Tensor total = losses.loss;
+  if (output.balance_loss.defined()) {
+    total = total + output.balance_loss / static_cast<double>(num_micro);
+    losses.balance = output.balance_loss.detach();
+  }
+  if (output.mtp_hidden_TD.defined()) {
+    const at::Tensor mtp = decoder_.loss(output.mtp_hidden_TD, output.mtp_targets_T, scale);
+    total = total + mtp * config_.model.mtp.loss_weight;
+    losses.mtp = mtp.detach();
+  }
+  return total;
+}
+
+TrainStep::MicroLosses TrainStep::accumulate(data::Batch& batch, double scale, int64_t num_micro) {
   const nn::TokenBatch tokens = to_device(batch, decoder_.device());
-  at::Tensor loss, total;
+  MicroLosses losses;
+  at::Tensor total;
   nn::DecoderOutput output;
   {
     const telemetry::Span span("forward", "train", batch.micro);
     output = decoder_.forward(tokens, options_);
-    loss = decoder_.loss(output.hidden_TD, tokens.targets_T, scale);
-    total = loss;
-    if (output.balance_loss.defined()) total = total + output.balance_loss / static_cast<double>(num_micro);
+    losses.loss = decoder_.loss(output.hidden_TD, tokens.targets_T, scale);
+    total = total_loss(losses, output, scale, num_micro);
   }
   const telemetry::Span span("backward", "train", batch.micro);
   total.backward();
-  return {loss.detach(), output.balance_loss.defined() ? output.balance_loss.detach() : at::Tensor()};
+  losses.loss = losses.loss.detach();
+  return losses;
 }
 
 PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batches) {
@@ -93,11 +111,13 @@ PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batc
 
   statistics_.reset();
   const double scale = 1.0 / static_cast<double>(std::max<int64_t>(pending.known_.num_targets, 1));
-  at::Tensor loss, balance = at::zeros({}, at::TensorOptions().dtype(at::kFloat).device(decoder_.device()));
+  at::Tensor loss, balance = at::zeros({}, at::TensorOptions().dtype(at::kFloat).device(decoder_.device())),
+                   mtp = balance.clone();
   for (data::Batch& batch : micro_batches) {
-    const auto [micro_loss, micro_balance] = accumulate(batch, scale, num_micro);
-    loss = loss.defined() ? loss + micro_loss : micro_loss;
-    if (micro_balance.defined()) balance += micro_balance / static_cast<double>(num_micro);
+    const MicroLosses micro = accumulate(batch, scale, num_micro);
+    loss = loss.defined() ? loss + micro.loss : micro.loss;
+    if (micro.balance.defined()) balance += micro.balance / static_cast<double>(num_micro);
+    if (micro.mtp.defined()) mtp += micro.mtp;
   }
   AdamW::Clip clip;
   {
@@ -108,8 +128,8 @@ PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batc
     if (config_.model.moe.balance.bias_rate > 0 && !statistics_.empty())
       statistics_.update_bias(decoder_.params(), config_.model.moe.balance.bias_rate, clip.scale);
   }
-  const at::Tensor numbers = at::cat(
-      {at::stack({loss, balance, clip.norm, clip.scale}).view({kHead}), statistics_.packed().reshape({-1})});
+  const at::Tensor numbers = at::cat({at::stack({loss, balance, clip.norm, clip.scale, mtp}).view({kHead}),
+                                      statistics_.packed().reshape({-1})});
   if (numbers.is_cpu()) {
     pending.host_ = numbers;
     return pending;
@@ -128,6 +148,7 @@ std::string TrainStep::find_non_finite(std::vector<data::Batch>& micro_batches) 
   std::string found;
   nn::ForwardOptions options;
   options.with_losses = true;
+  options.with_mtp = options_.with_mtp;
   options.probe = [&](const std::string& name, const at::Tensor& value) {
     if (found.empty() && !is_finite(value)) found = "output of " + name;
   };
@@ -136,12 +157,12 @@ std::string TrainStep::find_non_finite(std::vector<data::Batch>& micro_batches) 
     const nn::TokenBatch tokens = to_device(batch, decoder_.device());
     const nn::DecoderOutput output = decoder_.forward(tokens, options);
     if (!found.empty()) return found;
-    at::Tensor loss = decoder_.loss(output.hidden_TD, tokens.targets_T, scale);
-    if (!is_finite(loss)) return "loss";
-    if (output.balance_loss.defined()) {
-      if (!is_finite(output.balance_loss)) return "balance loss";
-      loss = loss + output.balance_loss;
-    }
+    MicroLosses losses;
+    losses.loss = decoder_.loss(output.hidden_TD, tokens.targets_T, scale);
+    if (!is_finite(losses.loss)) return "loss";
+    const at::Tensor loss = total_loss(losses, output, scale, 1);
+    if (losses.balance.defined() && !is_finite(losses.balance)) return "balance loss";
+    if (losses.mtp.defined() && !is_finite(losses.mtp)) return "loss of multi-token prediction";
     loss.backward();
   }
   // Backward runs from the last layer to the first, so the last declared is the first that broke.

@@ -24,6 +24,7 @@ struct StepNumbers {
   int64_t step = 0;
   double loss = 0;          // mean cross-entropy over the targets, nats
   double balance_loss = 0;  // mean over micro-batches, coefficients applied; 0 when there is none
+  double mtp_loss = 0;      // mean cross-entropy of the tokens after next, without its weight; 0 without it
   double gradient_norm = 0;
   double learning_rate = 0;
   bool skipped = false;  // loss or gradient was not finite: nothing was changed
@@ -42,7 +43,7 @@ class PendingNumbers {
  private:
   friend class TrainStep;
   StepNumbers known_;
-  at::Tensor host_;  // loss, balance loss, norm, scale, then the load statistics
+  at::Tensor host_;  // loss, balance loss, norm, scale, loss of multi-token prediction; load statistics
   std::optional<c10::Event> done_;
   const moe::LoadStatistics* statistics_ = nullptr;
   int64_t num_micro_ = 1;
@@ -63,8 +64,15 @@ class TrainStep {
   std::string find_non_finite(std::vector<data::Batch>& micro_batches);
 
  private:
-  // Adds the gradients of a micro-batch; returns loss and balance loss (undefined when there is none).
-  std::pair<at::Tensor, at::Tensor> accumulate(data::Batch& batch, double scale, int64_t num_micro);
+  // Scalars of a micro-batch; the last two may be undefined.
+  struct MicroLosses {
+    at::Tensor loss, balance, mtp;
+  };
+  // Adds the gradients of a micro-batch.
+  MicroLosses accumulate(data::Batch& batch, double scale, int64_t num_micro);
+  // What is differentiated; fills in losses.balance and losses.mtp.
+  at::Tensor total_loss(MicroLosses& losses, const nn::DecoderOutput& output, double scale,
+                        int64_t num_micro) const;
 
   const config::RunConfig& config_;
   nn::Decoder& decoder_;

@@ -77,11 +77,29 @@ TEST(Trainer, learns_and_writes_its_results) {
   EXPECT_TRUE(fs::exists(options.run_dir / "config.toml"));
 }
 
+TEST(Trainer, multi_token_prediction_learns_beside_the_model) {
+  const TestFolder folder;
+  TrainOptions options = tiny_run(folder, "run", 60);
+  options.config.model.mtp.depth = 1;
+  const TrainResult result = train(options);
+  const auto lines = metrics_of(options.run_dir);
+  ASSERT_EQ(lines.size(), 60u);
+  // 31 of 32 targets have one behind them.
+  EXPECT_NEAR(lines.front()["mtp_loss"].get<double>(), std::log(256.0) * 31 / 32, 0.2);
+  EXPECT_LT(lines.back()["mtp_loss"].get<double>(), 0.6 * lines.front()["mtp_loss"].get<double>());
+  EXPECT_LT(lines.back()["loss"].get<double>(), 0.6 * lines.front()["loss"].get<double>());
+  ASSERT_EQ(lines.back()["layers"].size(), 2u) << "the further block has experts";
+  EXPECT_EQ(lines.back()["layers"][1]["layer"], 2);
+  EXPECT_TRUE(result.validation_loss.has_value());
+}
+
 TEST(Trainer, resumes_bit_for_bit) {
-  for (const std::string precision : {"fp32", "bf16"}) {
+  for (const auto& [precision, depth] :
+       std::vector<std::pair<std::string, int64_t>>{{"fp32", 0}, {"bf16", 0}, {"fp32", 1}}) {
     const TestFolder folder;
     TrainOptions straight = tiny_run(folder, "straight", 20), parts = tiny_run(folder, "parts", 10);
     straight.config.train.precision = parts.config.train.precision = precision;
+    straight.config.model.mtp.depth = parts.config.model.mtp.depth = depth;
     straight.config.checkpoint.every = parts.config.checkpoint.every = 10;
     train(straight);
     train(parts);

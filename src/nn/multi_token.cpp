@@ -1,0 +1,48 @@
+#include "nn/multi_token.h"
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/ne.h>
+#include <ATen/ops/where.h>
+
+#include "ops/linear.h"
+#include "ops/linear_loss.h"
+#include "ops/norm.h"
+
+namespace moebius::nn {
+namespace {
+
+Param& declare_norm(ParamTable& params, const char* name, int64_t dim) {
+  return params.declare(
+      {.name = name, .dims = {dim}, .klass = ParamClass::norm, .init = Init::ones(), .decays = false});
+}
+
+// The element behind each; the first behind the last.
+at::Tensor behind(const at::Tensor& values_T) {
+  return at::cat({values_T.slice(0, 1), values_T.slice(0, 0, 1)});
+}
+
+}  // namespace
+
+MultiToken::MultiToken(int64_t dim, double norm_eps, double init_std, ParamTable& params)
+    : eps_(norm_eps),
+      hidden_norm_(declare_norm(params, "mtp.hidden_norm", dim)),
+      embedding_norm_(declare_norm(params, "mtp.embedding_norm", dim)),
+      projection_(
+          params.declare({.name = "mtp.projection", .dims = {dim, 2 * dim}, .init = Init::normal(init_std)})),
+      final_norm_(declare_norm(params, "mtp.final_norm", dim)) {}
+
+at::Tensor MultiToken::combine(const at::Tensor& x_TD, const at::Tensor& next_embedding_TD) const {
+  const at::Tensor both = at::cat({ops::rms_norm(x_TD, hidden_norm_.value, eps_),
+                                   ops::rms_norm(next_embedding_TD, embedding_norm_.value, eps_)},
+                                  1);
+  return ops::linear(both, projection_.value);
+}
+
+MultiToken::Shifted MultiToken::shift(const at::Tensor& tokens_T, const at::Tensor& targets_T,
+                                      const at::Tensor& positions_T) {
+  // The last token has the first behind it, whose position is 0: it ends its document like any other.
+  const at::Tensor goes_on = at::ne(behind(positions_T), 0);
+  return {behind(tokens_T), at::where(goes_on, behind(targets_T), kernels::kIgnoredTarget)};
+}
+
+}  // namespace moebius::nn
