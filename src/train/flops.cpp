@@ -5,30 +5,47 @@
 namespace moebius::train {
 namespace {
 
-int64_t head_dim(const config::ModelConfig& model) {
-  return model.head_dim > 0 ? model.head_dim : model.dim / model.heads;
+int64_t attention_weights(const config::ModelConfig& model) {
+  const int64_t dim = model.dim, heads = model.heads, out = heads * model.value_dim() * dim;
+  if (!model.is_latent())
+    return dim * ((heads + model.kv_heads) * model.query_dim() + model.kv_heads * model.value_dim()) + out;
+  const config::MlaConfig& mla = model.mla;
+  const int64_t query_width = heads * model.query_dim();
+  const int64_t queries = mla.q_rank > 0 ? dim * mla.q_rank + mla.q_rank * query_width : dim * query_width;
+  return queries + dim * (mla.kv_rank + mla.rope_dim) + mla.kv_rank * heads * (mla.nope_dim + mla.value_dim) +
+         out;
+}
+
+int64_t block_weights(const config::ModelConfig& model, int64_t layer) {
+  const config::MoeConfig& moe = model.moe;
+  if (!moe::is_moe_layer(model, layer)) return attention_weights(model) + 3 * model.dim * model.ffn_dim;
+  return attention_weights(model) + model.dim * moe.experts +
+         3 * model.dim * (moe.expert_dim * moe.top_k + moe.shared_width()) +
+         (moe.shared_gate ? model.dim : 0);
+}
+
+// Tokens that a query sees, mean over a sequence; S / 2 counts the diagonal by half, as usual.
+double mean_keys(const config::ModelConfig& model, int64_t layer, int64_t sequence) {
+  const double all = static_cast<double>(sequence), window = static_cast<double>(model.window_of(layer));
+  return window == 0 || window >= all ? all / 2 : window - window * window / (2 * all);
 }
 
 }  // namespace
 
 int64_t active_linear_weights(const config::ModelConfig& model) {
   int64_t weights = model.vocab * model.dim;
-  const int64_t attention = model.dim * head_dim(model) * (2 * model.heads + 2 * model.kv_heads);
-  for (int64_t layer = 0; layer < model.layers; ++layer) {
-    weights += attention;
-    if (moe::is_moe_layer(model, layer)) {
-      weights += model.dim * model.moe.experts +
-                 3 * model.dim * model.moe.expert_dim * (model.moe.top_k + model.moe.shared_experts);
-    } else {
-      weights += 3 * model.dim * model.ffn_dim;
-    }
-  }
+  for (int64_t layer = 0; layer < model.layers; ++layer) weights += block_weights(model, layer);
+  if (model.mtp.depth > 0)
+    weights += 2 * model.dim * model.dim + block_weights(model, model.layers) + model.vocab * model.dim;
   return weights;
 }
 
 double model_flops_per_token(const config::ModelConfig& model, int64_t sequence) {
-  return 6.0 * static_cast<double>(active_linear_weights(model)) +
-         6.0 * static_cast<double>(model.layers * sequence * model.heads * head_dim(model));
+  double keys = 0;
+  for (int64_t layer = 0; layer < model.layers + model.mtp.depth; ++layer)
+    keys += mean_keys(model, layer, sequence);
+  const int64_t channels = model.heads * (model.query_dim() + model.value_dim());
+  return 6.0 * static_cast<double>(active_linear_weights(model)) + 6.0 * keys * static_cast<double>(channels);
 }
 
 std::optional<double> peak_bf16_flops(const std::string& device_name) {

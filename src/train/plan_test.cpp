@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/test_folder.h"
 #include "config/load.h"
+#include "moe/moe_feed_forward.h"
 #include "train/flops.h"
 
 namespace moebius::train {
@@ -61,6 +62,71 @@ TEST(Plan, counts_parameters) {
   EXPECT_EQ(plan.active_parameters, total - 3 * 6 * one_expert);
   EXPECT_EQ(make_plan(config_with({"model.moe.experts=0"}), false).active_parameters,
             make_plan(config_with({"model.moe.experts=0"}), false).total_parameters);
+}
+
+// Overrides that bring in every parameter there is, alone and together.
+std::vector<std::vector<std::string>> parameter_options() {
+  const std::string mla = "model.attention=mla";
+  return {
+      {"model.attention_bias=true", "model.attention_output_bias=true", "model.attention_sinks=true"},
+      {"model.ffn_bias=true", "model.rotary_dim=8", "model.sliding_window=16"},
+      {mla, "model.qk_norm=none", "model.mla.kv_rank=24", "model.mla.nope_dim=16", "model.mla.rope_dim=8"},
+      {mla, "model.qk_norm=none", "model.mla.q_rank=40", "model.attention_bias=true",
+       "model.attention_output_bias=true"},
+      {"model.moe.shared_gate=true", "model.moe.shared_dim=72"},
+      {"model.moe.router_bias=true", "model.moe.expert_bias=true", "model.moe.activation=clamped_swiglu"},
+      {"model.moe.selection_bias=true", "model.moe.groups=4", "model.moe.top_groups=2"},
+      {"model.mtp.depth=1"},
+      {"model.mtp.depth=1", "model.tied_embeddings=true", "model.moe.experts=0"},
+  };
+}
+
+TEST(Plan, knows_weights_and_gradients_of_every_option) {
+  for (std::vector<std::string> overrides : parameter_options()) {
+    SCOPED_TRACE(testing::PrintToString(overrides));
+    for (const bool on_cuda : {false, true})
+      for (const char* recompute : {"none", "selective", "full"}) {
+        std::vector<std::string> all = overrides;
+        all.insert(all.end(), {"train.precision=fp32", std::string("train.recompute=") + recompute});
+        const config::RunConfig config = config_with(all);
+        const Plan plan = make_plan(config, on_cuda);
+        const auto decoder = moe::make_decoder(config.model);
+        EXPECT_EQ(plan.total_parameters, decoder->params().num_elements());
+        int64_t weights = 0, gradients = 0;
+        for (const nn::Param& param : decoder->params().params()) {
+          const int64_t bytes = 4 * param.spec.num_elements();
+          const int64_t rounded = on_cuda ? (bytes + 511) / 512 * 512 : bytes;
+          weights += rounded;
+          if (!param.spec.is_buffer) gradients += rounded;
+        }
+        EXPECT_EQ(plan.memory.largest.weights_bytes, weights);
+        EXPECT_EQ(plan.memory.largest.gradients_bytes, gradients);
+      }
+  }
+}
+
+TEST(Plan, counts_arithmetic_of_latent_attention_and_windows) {
+  const auto linear = [](const std::vector<std::string>& overrides) {
+    return active_linear_weights(config_with(overrides).model);
+  };
+  const std::vector<std::string> mla{"model.attention=mla",   "model.qk_norm=none",    "model.mla.q_rank=40",
+                                     "model.mla.kv_rank=24",  "model.mla.nope_dim=16", "model.mla.rope_dim=8",
+                                     "model.mla.value_dim=12"};
+  const int64_t heads = 4 * (64 * 128 + 64 * 64);  // of the usual attention, all layers
+  const int64_t latent = 4 * (64 * 40 + 40 * 4 * 24 + 64 * 32 + 24 * 4 * 28 + 48 * 64);
+  EXPECT_EQ(linear(mla) - linear({}), latent - heads);
+  EXPECT_EQ(linear({"model.moe.shared_dim=72", "model.moe.shared_gate=true"}) - linear({}),
+            3 * (3 * 64 * (72 - 32) + 64));
+  const int64_t expert_layer = 64 * 128 + 64 * 64 + 64 * 8 + 3 * 64 * 32 * 3;
+  EXPECT_EQ(linear({"model.mtp.depth=1"}) - linear({}), expert_layer + 2 * 64 * 64 + 1000 * 64);
+  const auto flops = [](const std::vector<std::string>& overrides) {
+    return model_flops_per_token(config_with(overrides).model, 128);
+  };
+  // Of 128 tokens, those at 0..31 see on average 16, the others 32.
+  const double seen = (32.0 * 16 + 96 * 32) / 128;
+  EXPECT_DOUBLE_EQ(flops({}) - flops({"model.sliding_window=32", "model.sliding_layers=[1]"}),
+                   6.0 * 64 * 2 * (64 - seen));
+  EXPECT_DOUBLE_EQ(flops(mla), 6.0 * static_cast<double>(linear(mla)) + 6.0 * 4 * 64 * 4 * (24 + 12));
 }
 
 TEST(Plan, counts_arithmetic_of_a_step) {

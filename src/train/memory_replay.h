@@ -1,0 +1,121 @@
+// A training step replayed on sizes instead of tensors, for the memory plan.
+//
+// A function of Replay allocates and frees in the order of the operator or layer whose name it has. What an
+// operator keeps for the backward pass goes into the Kept of its node; everything else lives as long as the
+// variable that holds it. Shapes: T tokens of a micro-batch, R rows of the experts (T*K), D model width, C
+// width of the fused projection, H query heads, Hk key heads, d head width, F hidden width, E experts, V
+// vocabulary.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "config/train_config.h"
+#include "nn/param.h"
+#include "train/memory_tape.h"
+
+namespace moebius::train::memory {
+
+using Class = Tape::Class;
+using Tensor = std::shared_ptr<const Block>;
+using Kept = std::vector<Tensor>;
+
+constexpr Class kActivations = &MemoryByClass::activations_bytes;
+constexpr Class kGradients = &MemoryByClass::gradients_bytes;
+constexpr Class kWorkspace = &MemoryByClass::workspace_bytes;
+
+// What the nodes of one dense feed-forward keep; with recomputation only `input`.
+struct DenseNodes {
+  Kept input, up, swiglu, down;
+};
+
+// What the nodes of one block keep.
+struct BlockNodes {
+  Kept recompute;  // of the whole block: nothing else is filled
+  Kept attention_norm, qkv, latents, rope, attention, out, ffn_norm;
+  Kept router, route, experts;
+  Tensor gate_up;  // of the experts; null when it is computed again
+  DenseNodes dense;
+  Kept shared_gate, multi_token;
+};
+
+// The residual stream and what is to be added to it, or the gradients of both.
+struct Stream {
+  Tensor x, delta;
+};
+
+class Replay {
+ public:
+  Replay(const config::RunConfig& config, const nn::ParamTable& params, bool on_cuda);
+
+  MemoryPlan run();
+
+ private:
+  void allocate_state(const config::RunConfig& config, const nn::ParamTable& params);
+  void micro_batch_step();
+  Stream forward(std::vector<BlockNodes>& nodes);
+  Stream multi_token(const Tensor& x, BlockNodes& nodes);
+  Stream multi_token_backward(BlockNodes& nodes);
+  void backward(std::vector<BlockNodes>& nodes, Stream grad);
+
+  Stream block(int64_t layer, const Stream& in, BlockNodes* nodes);
+  Stream block_backward(int64_t layer, BlockNodes& nodes, Stream grad);
+  Stream recomputed_block_backward(int64_t layer, BlockNodes& nodes, const Stream& grad);
+  Tensor fused_projection(const Tensor& x, BlockNodes* nodes);
+  Tensor fused_projection_backward(const std::string& prefix, BlockNodes& nodes, Tensor grad_rotated);
+  Tensor latent_projection(const Tensor& x, BlockNodes* nodes);
+  Tensor latent_projection_backward(const std::string& prefix, BlockNodes& nodes, Tensor grad_qkv);
+  Tensor attention(const Tensor& qkv, BlockNodes* nodes);
+  Tensor attention_backward();
+  Tensor feed_forward(int64_t layer, const Tensor& x, BlockNodes* nodes);
+  Tensor feed_forward_backward(int64_t layer, BlockNodes& nodes);
+  Tensor dense(int64_t width, const Tensor& x, DenseNodes* nodes);
+  Tensor dense_nodes(int64_t width, const Tensor& x, DenseNodes* nodes);
+  Tensor dense_backward(const std::string& prefix, int64_t width, DenseNodes& nodes);
+  Tensor experts(const Tensor& x, const Kept& routing, BlockNodes* nodes);
+  Tensor experts_backward(const std::string& prefix, BlockNodes& nodes);
+  Tensor biased_experts(const Tensor& x, const Kept& routing, BlockNodes* nodes);
+  Tensor biased_experts_backward(const std::string& prefix, BlockNodes& nodes);
+  void activation_parts(int64_t matrices);
+  void router_backward(const std::string& prefix, BlockNodes& nodes);
+  struct LossGrads {
+    Tensor hidden, weight;
+  };
+  // `further`: beside the gradients of a first loss.
+  LossGrads loss(bool further = false);
+
+  // A tensor of the model's precision, of fp32 or of 32-bit integers.
+  Tensor make(Class klass, int64_t elements) { return bytes(klass, elements * element_); }
+  Tensor make32(Class klass, int64_t elements) { return bytes(klass, elements * 4); }
+  Tensor bytes(Class klass, int64_t count) { return std::make_shared<const Block>(tape_, klass, count); }
+
+  // The gradient that an operator's backward makes for a weight, and what becomes of it once that returns:
+  // the first one stays, later ones are added to it.
+  Tensor weight_grad(const std::string& name) {
+    return bytes(grads_.count(name) > 0 ? kWorkspace : kGradients, param_bytes_.at(name));
+  }
+  void accumulate(const std::string& name, const Tensor& grad) { grads_.emplace(name, grad); }
+  void accumulate_new(const std::string& name) { accumulate(name, weight_grad(name)); }
+  // The gradients of small parameters whose names begin so: those that no function above has accumulated.
+  void accumulate_rest(const std::string& prefix);
+
+  bool is_moe(int64_t layer) const;
+  bool plain_experts() const { return !model_.moe.expert_bias && model_.moe.activation == "swiglu"; }
+  int64_t num_rows() const { return num_tokens_ * model_.moe.top_k; }
+  int64_t model_elements() const { return num_tokens_ * dim_; }
+
+  const config::ModelConfig& model_;
+  const std::string recompute_;
+  const bool on_cuda_;
+  const int64_t element_;  // bytes
+  const int64_t num_tokens_, num_micro_, dim_, query_width_, key_width_, value_width_, out_width_;
+  Tape tape_;
+  std::map<std::string, int64_t> param_bytes_;  // of those with a gradient
+  Kept state_;                                  // lives as long as the run
+  std::map<std::string, Tensor> grads_;
+};
+
+}  // namespace moebius::train::memory
