@@ -2,6 +2,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <functional>
 
 #include "config/validate.h"
@@ -282,6 +283,25 @@ TEST(ModelForms, gradients_agree_with_differences_of_the_loss) {
     const double slope = (sides[1] - sides[0]) / (2 * kStep);
     EXPECT_NEAR(slope / expected, 1.0, 0.02) << slope << " and " << expected;
   }
+}
+
+TEST(ModelForms, dynamic_rope_follows_the_longest_sequence) {
+  const at::NoGradGuard no_grad;
+  const auto logits = [](const nn::Decoder& decoder, int32_t length) {
+    return decoder.logits(decoder.forward(batch_of({length}), {}).hidden_TD);
+  };
+  config::ModelConfig model = small_model();
+  const auto plain = make(model);
+  // A head of 8 channels over 40 tokens, of a model for 32.
+  model.rope_theta *= std::pow(4 * 40 / 32.0 - 3, 8 / 6.0);
+  const auto stretched = make(model);
+  model.rope_theta = small_model().rope_theta;
+  scale_rope(model, "dynamic");
+  const auto dynamic = make(model);
+  EXPECT_TRUE(at::equal(logits(*dynamic, 20), logits(*plain, 20)));
+  EXPECT_LT(ops::cases::normalised_error(logits(*dynamic, 40), logits(*stretched, 40)),
+            ops::cases::tolerance(ops::cases::OpClass::layer, at::kFloat));
+  EXPECT_TRUE(at::equal(logits(*dynamic, 20), logits(*plain, 20))) << "after a longer one";
 }
 
 // One loss for the model, from the sums of its layers.

@@ -33,7 +33,7 @@ config::MoeConfig eight_experts() {
   return moe;
 }
 
-std::unique_ptr<nn::Decoder> make(const config::ModelConfig& model, uint64_t seed) {
+std::unique_ptr<nn::Decoder> make_seeded(const config::ModelConfig& model, uint64_t seed) {
   auto decoder = make_decoder(model);
   decoder->params().allocate(at::kFloat, at::kCPU);
   decoder->params().initialise(seed);
@@ -51,13 +51,13 @@ at::Tensor hidden_of(const nn::Decoder& decoder) {
 }
 
 void expect_the_same_output(const config::ModelConfig& model, const config::MoeConfig& moe) {
-  const auto dense = make(model, 3);
+  const auto dense = make_seeded(model, 3);
   {
     const at::NoGradGuard no_grad;
     for (nn::Param& param : dense->params().params())
       if (param.spec.init.kind == nn::Init::Kind::zeros) param.value.add_(at::randn(param.spec.dims) * 0.1);
   }
-  const auto routed = make(upcycled_config(model, moe), 4);
+  const auto routed = make_seeded(upcycled_config(model, moe), 4);
   const at::Tensor before = hidden_of(*routed);
   upcycle(dense->params(), routed->params());
   const at::Tensor expected = hidden_of(*dense);
@@ -93,8 +93,8 @@ TEST(Upcycle, leaves_dense_layers_and_takes_biases_along) {
 }
 
 TEST(Upcycle, the_routers_start_fresh) {
-  const auto dense = make(dense_model(), 3);
-  const auto routed = make(upcycled_config(dense_model(), eight_experts()), 4);
+  const auto dense = make_seeded(dense_model(), 3);
+  const auto routed = make_seeded(upcycled_config(dense_model(), eight_experts()), 4);
   const at::Tensor router = routed->params().find("layers.2.moe.router")->value.detach().clone();
   upcycle(dense->params(), routed->params());
   EXPECT_TRUE(at::equal(routed->params().find("layers.2.moe.router")->value, router));

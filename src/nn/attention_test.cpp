@@ -10,8 +10,6 @@
 namespace moebius::nn {
 namespace {
 
-constexpr double kTheta = 100.0;
-
 // The layer in double precision, from its definition.
 at::Tensor plain(const CheckedParams& p, const AttentionOptions& o, const at::Tensor& x,
                  const std::vector<int32_t>& lengths) {
@@ -26,7 +24,7 @@ at::Tensor plain(const CheckedParams& p, const AttentionOptions& o, const at::Te
     k = plain_norm(k, p["k_norm"], o.norm_eps);
   }
   const at::Tensor angles =
-      plain_angles(positions_of(lengths), o.rotary_dim > 0 ? o.rotary_dim : o.head_dim, kTheta);
+      plain_angles(positions_of(lengths), o.rotary_dim > 0 ? o.rotary_dim : o.head_dim, kCheckedTheta);
   const PlainScores scores{1 / std::sqrt(static_cast<double>(o.head_dim)), o.window,
                            o.sinks ? p["sinks"] : at::Tensor()};
   const at::Tensor y =
@@ -35,7 +33,7 @@ at::Tensor plain(const CheckedParams& p, const AttentionOptions& o, const at::Te
   return o.output_bias ? out + p["out_bias"] : out;
 }
 
-AttentionOptions small() {
+AttentionOptions small_attention() {
   AttentionOptions options;
   options.dim = 20;
   options.num_heads = 4;
@@ -44,15 +42,15 @@ AttentionOptions small() {
   return options;
 }
 
-struct Case {
+struct AttentionCase {
   std::string name;
   AttentionOptions options;
 };
 
-std::vector<Case> cases() {
-  std::vector<Case> all{{"plain", small()}};
+std::vector<AttentionCase> attention_cases() {
+  std::vector<AttentionCase> all{{"plain", small_attention()}};
   const auto add = [&](const std::string& name, auto change) {
-    all.push_back({name, small()});
+    all.push_back({name, small_attention()});
     change(all.back().options);
   };
   add("biases", [](AttentionOptions& o) { o.bias = o.output_bias = true; });
@@ -75,21 +73,22 @@ std::vector<Case> cases() {
 
 TEST(Attention, agrees_with_its_definition) {
   const std::vector<int32_t> lengths{7, 1, 17};
-  for (const Case& each : cases()) {
+  for (const AttentionCase& each : attention_cases()) {
     SCOPED_TRACE(each.name);
     CheckedParams params;
     const Attention layer(each.options, "", params.table);
     params.fill();
     const CheckedInput in({25, each.options.dim});
     const int64_t turned = each.options.rotary_dim > 0 ? each.options.rotary_dim : each.options.head_dim;
-    const at::Tensor y = layer.forward(in.x, positions_of(lengths),
-                                       ops::rope_table(17, turned, kTheta, at::kCPU), segments_of(lengths));
+    const at::Tensor y =
+        layer.forward(in.x, positions_of(lengths), ops::rope_table(17, turned, kCheckedTheta, at::kCPU),
+                      segments_of(lengths));
     params.expect_close(y, plain(params, each.options, in.exact, lengths), in.x, in.exact);
   }
 }
 
 TEST(Attention, the_cache_gives_what_a_whole_pass_gives) {
-  for (const Case& each : cases()) {
+  for (const AttentionCase& each : attention_cases()) {
     SCOPED_TRACE(each.name);
     CheckedParams params;
     const Attention layer(each.options, "", params.table);
@@ -97,7 +96,7 @@ TEST(Attention, the_cache_gives_what_a_whole_pass_gives) {
     const at::NoGradGuard no_grad;
     const at::Tensor x = at::randn({13, each.options.dim});
     const int64_t turned = each.options.rotary_dim > 0 ? each.options.rotary_dim : each.options.head_dim;
-    const at::Tensor table = ops::rope_table(13, turned, kTheta, at::kCPU);
+    const at::Tensor table = ops::rope_table(13, turned, kCheckedTheta, at::kCPU);
     const at::Tensor whole = layer.forward(x, positions_of({13}), table, segments_of({13}));
     KvCache cache = KvCache::of_heads(1, 13, each.options.num_kv_heads, each.options.head_dim, x.options());
     int64_t begin = 0;

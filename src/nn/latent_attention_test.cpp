@@ -11,8 +11,6 @@
 namespace moebius::nn {
 namespace {
 
-constexpr double kTheta = 100.0;
-
 at::Tensor plus_bias(const at::Tensor& x, const CheckedParams& p, const std::string& name) {
   return p.has(name) ? x + p[name] : x;
 }
@@ -32,7 +30,7 @@ at::Tensor plain(const CheckedParams& p, const LatentAttentionOptions& o, const 
   const at::Tensor down = plus_bias(at::mm(x, p["kv_down"].t()), p, "kv_down_bias");
   const at::Tensor latent = plain_norm(down.slice(1, 0, o.kv_rank), p["kv_norm"], o.norm_eps);
   const at::Tensor up = at::mm(latent, p["kv_up"].t()).view({count, o.num_heads, n + o.value_dim});
-  const at::Tensor angles = plain_angles(positions_of(lengths), r, kTheta);
+  const at::Tensor angles = plain_angles(positions_of(lengths), r, kCheckedTheta);
   const at::Tensor rope_key = plain_rotation(down.slice(1, o.kv_rank).unsqueeze(1), angles);
   std::vector<at::Tensor> keys;
   for (int64_t h = 0; h < o.num_heads; ++h)
@@ -43,7 +41,7 @@ at::Tensor plain(const CheckedParams& p, const LatentAttentionOptions& o, const 
   return plus_bias(at::mm(y, p["out"].t()), p, "out_bias");
 }
 
-LatentAttentionOptions small() {
+LatentAttentionOptions small_latent() {
   LatentAttentionOptions options;
   options.dim = 20;
   options.num_heads = 3;
@@ -55,38 +53,38 @@ LatentAttentionOptions small() {
   return options;
 }
 
-std::vector<LatentAttentionOptions> forms() {
-  LatentAttentionOptions compressed = small(), biased = small();
+std::vector<LatentAttentionOptions> latent_forms() {
+  LatentAttentionOptions compressed = small_latent(), biased = small_latent();
   compressed.q_rank = 14;
   biased.q_rank = 14;
   biased.bias = biased.output_bias = true;
   biased.score_factor = 1.4;
   biased.value_dim = 16;  // more than a query has
-  return {small(), compressed, biased};
+  return {small_latent(), compressed, biased};
 }
 
 TEST(LatentAttention, agrees_with_its_definition) {
   const std::vector<int32_t> lengths{7, 1, 17};
-  for (const LatentAttentionOptions& options : forms()) {
+  for (const LatentAttentionOptions& options : latent_forms()) {
     CheckedParams params;
     const LatentAttention layer(options, "", params.table);
     params.fill();
     const CheckedInput in({25, options.dim});
     const at::Tensor y =
-        layer.forward(in.x, positions_of(lengths), ops::rope_table(17, options.rope_dim, kTheta, at::kCPU),
-                      segments_of(lengths));
+        layer.forward(in.x, positions_of(lengths),
+                      ops::rope_table(17, options.rope_dim, kCheckedTheta, at::kCPU), segments_of(lengths));
     params.expect_close(y, plain(params, options, in.exact, lengths), in.x, in.exact);
   }
 }
 
 TEST(LatentAttention, the_absorbed_form_gives_what_the_expanded_one_gives) {
-  for (const LatentAttentionOptions& options : forms()) {
+  for (const LatentAttentionOptions& options : latent_forms()) {
     CheckedParams params;
     const LatentAttention layer(options, "", params.table);
     params.fill();
     const at::NoGradGuard no_grad;
     const at::Tensor x = at::randn({13, options.dim}), positions = positions_of({13});
-    const at::Tensor table = ops::rope_table(13, options.rope_dim, kTheta, at::kCPU);
+    const at::Tensor table = ops::rope_table(13, options.rope_dim, kCheckedTheta, at::kCPU);
     const at::Tensor whole = layer.forward(x, positions, table, segments_of({13}));
     KvCache cache = KvCache::of_latents(1, 13, options.kv_rank + options.rope_dim, x.options());
     EXPECT_EQ(cache.num_bytes(), 13 * 14 * 4);

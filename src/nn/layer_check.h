@@ -43,6 +43,9 @@ struct CheckedInput {
 ops::Segments segments_of(const std::vector<int32_t>& lengths);
 at::Tensor positions_of(const std::vector<int32_t>& lengths);
 
+// Base of the rotary frequencies in these tests.
+inline constexpr double kCheckedTheta = 100.0;
+
 // The first 2 * angles.size(1) channels of each head, element i turned with element i + angles.size(1).
 at::Tensor plain_rotation(const at::Tensor& x_THd, const at::Tensor& angles_TP);
 

@@ -11,7 +11,7 @@
 namespace moebius::nn {
 namespace {
 
-Param& declare_norm(ParamTable& params, const char* name, int64_t dim) {
+Param& norm_param(ParamTable& params, const char* name, int64_t dim) {
   return params.declare(
       {.name = name, .dims = {dim}, .klass = ParamClass::norm, .init = Init::ones(), .decays = false});
 }
@@ -25,11 +25,11 @@ at::Tensor behind(const at::Tensor& values_T) {
 
 MultiToken::MultiToken(int64_t dim, double norm_eps, double init_std, ParamTable& params)
     : eps_(norm_eps),
-      hidden_norm_(declare_norm(params, "mtp.hidden_norm", dim)),
-      embedding_norm_(declare_norm(params, "mtp.embedding_norm", dim)),
+      hidden_norm_(norm_param(params, "mtp.hidden_norm", dim)),
+      embedding_norm_(norm_param(params, "mtp.embedding_norm", dim)),
       projection_(
           params.declare({.name = "mtp.projection", .dims = {dim, 2 * dim}, .init = Init::normal(init_std)})),
-      final_norm_(declare_norm(params, "mtp.final_norm", dim)) {}
+      final_norm_(norm_param(params, "mtp.final_norm", dim)) {}
 
 at::Tensor MultiToken::combine(const at::Tensor& x_TD, const at::Tensor& next_embedding_TD) const {
   const at::Tensor both = at::cat({ops::rms_norm(x_TD, hidden_norm_.value, eps_),

@@ -69,7 +69,7 @@ at::Tensor rows_by_expert(const at::Tensor& expert_R, const at::Tensor& order_R,
   return experts_E1.eq(expert_R).logical_and(order_R.ge(0));
 }
 
-struct Options {
+struct BiasedOptions {
   Activation form;
   bool keep_gate_up;  // for the backward pass
   bool need_backward;
@@ -81,7 +81,7 @@ class BiasedExpertFfn : public torch::autograd::Function<BiasedExpertFfn> {
                           const at::Tensor& down_EDF, const std::optional<at::Tensor>& gate_up_bias_E2F,
                           const std::optional<at::Tensor>& down_bias_ED, const at::Tensor& weights_TK,
                           const at::Tensor& experts_TK, const at::Tensor& order_R,
-                          const at::Tensor& inverse_R, const at::Tensor& offsets_E1, Options options) {
+                          const at::Tensor& inverse_R, const at::Tensor& offsets_E1, BiasedOptions options) {
     const Routing routing = as_routing(weights_TK, experts_TK, order_R, inverse_R, offsets_E1);
     const at::Tensor expert_R = experts_of_rows(experts_TK, order_R);
     const at::Tensor gate_up_R2F =
@@ -198,7 +198,7 @@ at::Tensor biased_expert_ffn(const at::Tensor& x_TD, const at::Tensor& gate_up_E
       x_TD.contiguous(), gate_up_E2FD.contiguous(), down_EDF.contiguous(), gate_up_bias, down_bias,
       routing.weights_TK.contiguous(), routing.experts_TK, routing.order_R, routing.inverse_R,
       routing.offsets_E1,
-      Options{{form.clamped, form.alpha, form.limit}, need_backward && !recompute, need_backward});
+      BiasedOptions{{form.clamped, form.alpha, form.limit}, need_backward && !recompute, need_backward});
 }
 
 }  // namespace moebius::ops

@@ -63,7 +63,7 @@ at::Tensor plain_attention(const at::Tensor& qkv_TC, const at::Tensor& cu_seqlen
 
 enum class Form : uint8_t { chosen, blocks };  // by device, or by libtorch's operators in small blocks
 
-struct Row {
+struct AttentionRow {
   std::string name;
   Lengths lengths;
   AttentionShape shape;
@@ -72,7 +72,7 @@ struct Row {
   Form form = Form::chosen;
 };
 
-Example attention_example(const Row& row) {
+Example attention_example(const AttentionRow& row) {
   const Segments segments = documents(row.lengths, {});
   const int64_t num_tokens = segments.cu_seqlens.back();
   std::vector<Input> inputs{{"qkv", at::randn({num_tokens, row.shape.row_width()}, at::kDouble)},
@@ -150,7 +150,7 @@ void add_cached_cases(CaseList& cases) {
 
 void add_attention_cases(CaseList& cases) {
   const auto same = [](int64_t count, int32_t length) { return Lengths(static_cast<size_t>(count), length); };
-  const std::vector<Row> rows{
+  const std::vector<AttentionRow> rows{
       {"one_token", {1}, {1, 1, 8}},
       {"b3_s33_h4k4_d32", same(3, 33), {4, 4, 32}},
       {"b2_s64_h6k2_d64", same(2, 64), {6, 2, 64}},
@@ -190,7 +190,7 @@ void add_attention_cases(CaseList& cases) {
       {"b4_s4096_h32k8_d128", same(4, 4096), {32, 8, 128}, Size::large},
       {"uneven_16384_h32k8_d128", {8000, 4000, 3000, 1384}, {32, 8, 128}, Size::large},
   };
-  for (const Row& row : rows) {
+  for (const AttentionRow& row : rows) {
     double forward = 0;  // two products over the lower triangle
     for (const int32_t length : row.lengths) forward += 2.0 * static_cast<double>(length) * length;
     forward *= static_cast<double>(row.shape.num_heads * (row.shape.head_dim + row.shape.value_width())) / 2;
