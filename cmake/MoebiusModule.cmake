@@ -8,7 +8,16 @@ target_compile_options(moebius_options INTERFACE -Wall -Wextra $<$<BOOL:${MOEBIU
 if(MOEBIUS_SANITIZE)
   target_compile_options(moebius_options INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all
     -fno-omit-frame-pointer)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+    # Instrumented code makes g++ see uninitialised values where there are none (std::optional<at::Generator>).
+    target_compile_options(moebius_options INTERFACE -Wno-maybe-uninitialized)
+  endif()
   target_link_options(moebius_options INTERFACE -fsanitize=address,undefined)
+endif()
+
+if(CMAKE_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+  # In a joined source g++ takes every file but the last for a header, and warns of anonymous types in it.
+  target_compile_options(moebius_options INTERFACE -Wno-subobject-linkage)
 endif()
 
 # The precompiled header is built once, in this target, and reused by every TORCH module and test.

@@ -31,7 +31,7 @@ using ops::cases::OpCase;
 using ops::cases::Size;
 using ops::cases::Timing;
 
-struct Arguments {
+struct BenchArguments {
   std::vector<std::string> cases;
   std::string device = "auto", dtype;
   int threads = 0, repeats = 20;
@@ -140,7 +140,8 @@ void print_json(const std::vector<Result>& results, at::Device device, int repea
   std::cout << json.dump(2) << std::endl;
 }
 
-std::vector<std::pair<const OpCase*, at::ScalarType>> runs_of(const Arguments& arguments, at::Device device) {
+std::vector<std::pair<const OpCase*, at::ScalarType>> runs_of(const BenchArguments& arguments,
+                                                              at::Device device) {
   std::vector<std::pair<const OpCase*, at::ScalarType>> runs;
   for (const OpCase* op_case : select_cases(arguments.cases, device.is_cuda())) {
     if (device.is_cuda() && !op_case->cuda) continue;
@@ -154,7 +155,7 @@ std::vector<std::pair<const OpCase*, at::ScalarType>> runs_of(const Arguments& a
   return runs;
 }
 
-void run(const Arguments& arguments) {
+void run_bench(const BenchArguments& arguments) {
   if (arguments.list) return print_list();
   if (arguments.cases.empty())
     throw_user_error("bench needs the name of a case or a pattern; see moebius bench --list");
@@ -211,7 +212,7 @@ std::vector<const OpCase*> select_cases(const std::vector<std::string>& words, b
 
 void add_bench_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("bench", "Time single operators, and check them against references");
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<BenchArguments>();
   command->add_option("case", arguments->cases,
                       "Case, operator (all its cases) or pattern: expert_ffn/*f640. Large cases run on the "
                       "CPU only when named in full");
@@ -230,7 +231,7 @@ void add_bench_command(CLI::App& app) {
   command->add_flag("--check", arguments->check,
                     "Also compare outputs and gradients with the double-precision reference");
   command->add_flag("--json", arguments->json, "Print one JSON object instead of text");
-  command->callback([arguments] { run(*arguments); });
+  command->callback([arguments] { run_bench(*arguments); });
 }
 
 }  // namespace moebius::cli

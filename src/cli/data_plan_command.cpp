@@ -29,7 +29,7 @@ using data::PlanShape;
 constexpr int64_t kMaxPieces = int64_t{1} << 28;
 constexpr int64_t kMaxRowsOfStep = int64_t{1} << 20;
 
-struct Arguments {
+struct DataPlanArguments {
   std::string corpus, lengths, policy = "pack", model, out, svg;
   PlanShape shape{.rows = 0};
   int64_t hidden = 4096;
@@ -42,7 +42,7 @@ struct Documents {
   std::vector<int64_t> lengths;
 };
 
-Documents open_documents(const Arguments& arguments) {
+Documents open_documents(const DataPlanArguments& arguments) {
   if (arguments.corpus.empty() == arguments.lengths.empty()) {
     throw_user_error("name either a corpus or a list of lengths (--lengths FILE)");
   }
@@ -75,14 +75,14 @@ Documents open_documents(const Arguments& arguments) {
   return documents;
 }
 
-data::CostModel cost_of(const Arguments& arguments) {
+data::CostModel cost_of(const DataPlanArguments& arguments) {
   if (arguments.model.empty()) return data::cost_of_width(arguments.hidden);
   return data::cost_of_model(config::load_run_config(arguments.model).model);
 }
 
 // One row of the context for policies that pack; four for those that pad, as a padded micro-batch of one row
 // has nothing to pad to.
-PlanShape shape_for(const Arguments& arguments, const config::Batching& batching) {
+PlanShape shape_for(const DataPlanArguments& arguments, const config::Batching& batching) {
   PlanShape shape = arguments.shape;
   if (shape.rows == 0) {
     const bool packs =
@@ -106,7 +106,7 @@ config::Batching policy_of(const std::string& policy) {
   return batching;
 }
 
-std::unique_ptr<data::Planner> planner_for(const Arguments& arguments, const std::string& policy,
+std::unique_ptr<data::Planner> planner_for(const DataPlanArguments& arguments, const std::string& policy,
                                            const Documents& documents, PlanShape* shape) {
   const config::Batching batching = policy_of(policy);
   *shape = shape_for(arguments, batching);
@@ -121,8 +121,8 @@ int64_t count_cut(const Documents& documents, int64_t context) {
   return count;
 }
 
-PlanReport report_on(const Arguments& arguments, const std::string& policy, const Documents& documents,
-                     PlanShape* shape) {
+PlanReport report_on(const DataPlanArguments& arguments, const std::string& policy,
+                     const Documents& documents, PlanShape* shape) {
   const auto planner = planner_for(arguments, policy, documents, shape);
   PlanReport report = data::plan_all(*planner, *shape);
   report.documents_cut = count_cut(documents, shape->context);
@@ -155,7 +155,7 @@ nlohmann::ordered_json to_json(const std::string& policy, const PlanShape& shape
 }
 
 // The plan itself, one step a line: pieces as [document, first token, tokens].
-void write_plan(const Arguments& arguments, const Documents& documents) {
+void write_plan(const DataPlanArguments& arguments, const Documents& documents) {
   PlanShape shape;
   const auto planner = planner_for(arguments, arguments.policy, documents, &shape);
   AtomicFile file(arguments.out);
@@ -184,7 +184,7 @@ std::string fixed(double value, int decimals) {
   return out.str();
 }
 
-void run_plan(const Arguments& arguments) {
+void run_plan(const DataPlanArguments& arguments) {
   const Documents documents = open_documents(arguments);
   PlanShape shape;
   const PlanReport report = report_on(arguments, arguments.policy, documents, &shape);
@@ -228,7 +228,7 @@ void print_lengths(const data::LengthSummary& summary) {
   }
 }
 
-void run_stats(Arguments arguments) {
+void run_stats(DataPlanArguments arguments) {
   // A corpus by any of its names, else a list.
   if (!std::filesystem::exists(data::idx_path(data::corpus_prefix(arguments.corpus)))) {
     std::swap(arguments.lengths, arguments.corpus);
@@ -282,7 +282,7 @@ void run_stats(Arguments arguments) {
   std::cout << json.dump(2) << "\n";
 }
 
-void add_shape_options(CLI::App& command, Arguments& arguments) {
+void add_shape_options(CLI::App& command, DataPlanArguments& arguments) {
   PlanShape& shape = arguments.shape;
   const auto add = [&](const char* name, int64_t& value, int64_t least, int64_t most, const char* meaning) {
     command.add_option(name, value, meaning)->capture_default_str()->check(CLI::Range(least, most));
@@ -304,7 +304,7 @@ void add_shape_options(CLI::App& command, Arguments& arguments) {
 }  // namespace
 
 void add_data_plan_commands(CLI::App& data) {
-  auto plan = std::make_shared<Arguments>();
+  auto plan = std::make_shared<DataPlanArguments>();
   CLI::App* command = data.add_subcommand("plan", "Plan batches of documents and say how good they are");
   command->add_option("corpus", plan->corpus, "Prefix, .idx or .bin of a corpus");
   command->add_option("--lengths", plan->lengths, "Or a list of document lengths, one a line, plain or gzip");
@@ -315,7 +315,7 @@ void add_data_plan_commands(CLI::App& data) {
   add_shape_options(*command, *plan);
   command->callback([plan] { run_plan(*plan); });
 
-  auto stats = std::make_shared<Arguments>();
+  auto stats = std::make_shared<DataPlanArguments>();
   command = data.add_subcommand("stats", "Document lengths, and what each batching policy makes of them");
   command->add_option("source", stats->corpus, "A corpus, or a list of document lengths")->required();
   command->add_option("--svg", stats->svg, "Draw both into this file");

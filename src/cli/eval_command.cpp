@@ -19,7 +19,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Arguments {
+struct EvalArguments {
   std::string path, file, device = "auto";
   int64_t batches = 0;
   int threads = 0;
@@ -32,7 +32,8 @@ fs::path cache_of(const train::LoadedModel& model) {
   return run.parent_path() / "corpora";
 }
 
-std::vector<data::ValidationSet::Part> parts_of(const Arguments& arguments, const train::LoadedModel& model) {
+std::vector<data::ValidationSet::Part> parts_of(const EvalArguments& arguments,
+                                                const train::LoadedModel& model) {
   if (!model.tokenizer)
     throw_user_error(arguments.path, " was trained on synthetic tokens; there is no text to evaluate it on");
   const data::BuildProgress progress = data::show_build_progress();
@@ -44,7 +45,7 @@ std::vector<data::ValidationSet::Part> parts_of(const Arguments& arguments, cons
   return sources.validation;
 }
 
-void run(const Arguments& arguments) {
+void run_eval(const EvalArguments& arguments) {
   ops::load_cuda_plugin();
   if (arguments.threads > 0) set_num_threads(arguments.threads);
   const train::LoadedModel model = train::load_model(arguments.path, ops::choose_device(arguments.device));
@@ -78,7 +79,7 @@ void run(const Arguments& arguments) {
 
 void add_eval_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("eval", "Loss, perplexity and bits per byte of a trained model");
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<EvalArguments>();
   command->add_option("run", arguments->path, "Run folder or checkpoint")->required();
   command->add_option("--data", arguments->file,
                       "Text file or corpus (.idx) instead of the run's validation split");
@@ -90,7 +91,7 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--threads", arguments->threads, "CPU threads (default: all cores)")
       ->check(CLI::PositiveNumber);
   command->add_flag("--json", arguments->json, "Print JSON");
-  command->callback([arguments] { run(*arguments); });
+  command->callback([arguments] { run_eval(*arguments); });
 }
 
 }  // namespace moebius::cli

@@ -19,14 +19,14 @@
 namespace moebius::cli {
 namespace {
 
-struct Arguments {
+struct GenerateArguments {
   std::string path, prompt = "\n", prompt_file, device = "auto";
   train::SampleOptions options;
   bool no_cache = false, stats = false;
   int threads = 0;
 };
 
-void run(const Arguments& arguments) {
+void run_generate(const GenerateArguments& arguments) {
   ops::load_cuda_plugin();
   if (arguments.threads > 0) set_num_threads(arguments.threads);
   const train::LoadedModel model = train::load_model(arguments.path, ops::choose_device(arguments.device));
@@ -58,7 +58,7 @@ void run(const Arguments& arguments) {
 
 void add_generate_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("generate", "Continue a prompt with a trained model");
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<GenerateArguments>();
   nn::GenerateOptions& generate = arguments->options.generate;
   generate.max_tokens = 500;
   generate.sampling.temperature = 0.8;
@@ -89,7 +89,7 @@ void add_generate_command(CLI::App& app) {
   command->add_flag("--no-cache", arguments->no_cache,
                     "Pass the whole text again for every token (for comparison)");
   command->add_flag("--stats", arguments->stats, "Say on stderr how fast it went");
-  command->callback([arguments] { run(*arguments); });
+  command->callback([arguments] { run_generate(*arguments); });
 }
 
 }  // namespace moebius::cli

@@ -19,7 +19,7 @@
 namespace moebius::cli {
 namespace {
 
-struct Arguments {
+struct PlanArguments {
   std::string config, device = "auto";
   std::vector<std::string> overrides;
   bool as_json = false;
@@ -52,7 +52,7 @@ std::string verdict(const train::Plan& plan, std::optional<int64_t> available) {
   return text;
 }
 
-void run(const Arguments& arguments) {
+void run_plan(const PlanArguments& arguments) {
   config::RunConfig config = load_config(arguments.config, arguments.overrides);
   ops::load_cuda_plugin();
   const bool on_cuda =
@@ -79,7 +79,7 @@ void run(const Arguments& arguments) {
 void add_plan_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "plan", "Show parameters, arithmetic and memory of a config, before anything is allocated");
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<PlanArguments>();
   command->add_option("config", arguments->config, "Config file (TOML)")->required();
   command->add_option("--set", arguments->overrides, "Override a field: train.micro_batch=2")
       ->allow_extra_args(false);
@@ -87,7 +87,7 @@ void add_plan_command(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::IsMember({"cpu", "cuda", "auto"}));
   command->add_flag("--json", arguments->as_json, "Print one JSON object instead of text");
-  command->callback([arguments] { run(*arguments); });
+  command->callback([arguments] { run_plan(*arguments); });
 }
 
 }  // namespace moebius::cli

@@ -17,14 +17,14 @@
 namespace moebius::cli {
 namespace {
 
-struct Arguments {
+struct TrainArguments {
   std::string config, run_dir, device = "auto", metrics_address, dump;
   std::vector<std::string> overrides;
   bool resume = false, overwrite = false, trace = false;
   int threads = 0;
 };
 
-void print_config(const Arguments& arguments) {
+void print_config(const TrainArguments& arguments) {
   if (arguments.dump == "docs") {
     std::cout << config::markdown_reference();
     return;
@@ -35,12 +35,12 @@ void print_config(const Arguments& arguments) {
       arguments.dump == "full" ? config::DumpStyle::kFull : config::DumpStyle::kMinimal);
 }
 
-train::RunMode mode_of(const Arguments& arguments) {
+train::RunMode mode_of(const TrainArguments& arguments) {
   if (arguments.resume) return train::RunMode::resume;
   return arguments.overwrite ? train::RunMode::overwrite : train::RunMode::fresh;
 }
 
-void run(const Arguments& arguments) {
+void run_train(const TrainArguments& arguments) {
   if (!arguments.dump.empty()) return print_config(arguments);
   if (arguments.config.empty())
     throw_user_error("train needs a config file, for example configs/shakespeare.toml");
@@ -67,7 +67,7 @@ void run(const Arguments& arguments) {
 
 void add_train_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("train", "Train a model as a config file says");
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<TrainArguments>();
   command->add_option("config", arguments->config, "Config file (TOML)");
   command->add_option("--run", arguments->run_dir, "Run folder (default: runs/<name of the config>)");
   command->add_option("--set", arguments->overrides, "Override a field: train.steps=200")
@@ -85,7 +85,7 @@ void add_train_command(CLI::App& app) {
                     "Write a trace of a few steps to trace.json in the run folder");
   command->add_option("--dump-config", arguments->dump, "Print the config instead: full, minimal, or docs")
       ->check(CLI::IsMember({"full", "minimal", "docs"}));
-  command->callback([arguments] { run(*arguments); });
+  command->callback([arguments] { run_train(*arguments); });
 }
 
 }  // namespace moebius::cli

@@ -14,7 +14,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr char kGpu[] = "0000:3b:00.0";
+constexpr char kGpuAddress[] = "0000:3b:00.0";
 
 class EnergyCounterTest : public ::testing::Test {
  protected:
@@ -43,7 +43,7 @@ class EnergyCounterTest : public ::testing::Test {
   // Energy of the GPU after each further reading; -1 for absent. What was warned of is in `warnings_`.
   std::vector<double> follow(const std::string& recorded, int readings, double seconds_apart = 1) {
     settings_.set("ENERGY", recorded);
-    EnergyCounter counter = EnergyCounter::open(kGpu, sources_);
+    EnergyCounter counter = EnergyCounter::open(kGpuAddress, sources_);
     std::vector<double> joules;
     ::testing::internal::CaptureStderr();
     for (int i = 0; i < readings; ++i) {
@@ -67,7 +67,7 @@ TEST_F(EnergyCounterTest, counts_gpu_and_host_from_its_start) {
   put_domain("intel-rapl:1", "package-1", 2000);
   put_domain("intel-rapl:0:0", "core", 10);
   put_domain("intel-rapl:0:1", "dram", 500);
-  EnergyCounter counter = EnergyCounter::open(kGpu, sources_);
+  EnergyCounter counter = EnergyCounter::open(kGpuAddress, sources_);
   EXPECT_EQ(counter.method(), "device: NVML total energy counter; host: RAPL dram + package-0 + package-1");
   put_joules("intel-rapl:0", 1100);
   put_joules("intel-rapl:1", 2200);
@@ -87,7 +87,7 @@ TEST_F(EnergyCounterTest, counts_gpu_and_host_from_its_start) {
 TEST_F(EnergyCounterTest, has_nothing_where_there_is_no_counter) {
   sources_.nvml_library = "libnvidia-ml-that-is-not-there.so";
   ::testing::internal::CaptureStderr();
-  EnergyCounter counter = EnergyCounter::open(kGpu, sources_);
+  EnergyCounter counter = EnergyCounter::open(kGpuAddress, sources_);
   clock_.advance(60);
   const auto reading = counter.joules_since_start();
   EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");
@@ -112,7 +112,7 @@ TEST_F(EnergyCounterTest, says_why_the_gpu_counter_cannot_be_used) {
        {std::pair{"!3", "Not Supported"}, {"!4", "Insufficient Permissions"}}) {
     EXPECT_EQ(follow(recorded, 2), (std::vector<double>{-1, -1}));
     EXPECT_EQ(warnings_, "");
-    EXPECT_THAT(EnergyCounter::open(kGpu, sources_).method(),
+    EXPECT_THAT(EnergyCounter::open(kGpuAddress, sources_).method(),
                 HasSubstr(concat("device: none (nvmlDeviceGetTotalEnergyConsumption: ", reason)));
   }
   EXPECT_THAT(EnergyCounter::open("0000:99:00.0", sources_).method(),
@@ -121,7 +121,7 @@ TEST_F(EnergyCounterTest, says_why_the_gpu_counter_cannot_be_used) {
 
 TEST_F(EnergyCounterTest, tells_that_a_split_card_is_counted_whole) {
   settings_.set("MIG", "1");
-  EXPECT_THAT(EnergyCounter::open(kGpu, sources_).method(),
+  EXPECT_THAT(EnergyCounter::open(kGpuAddress, sources_).method(),
               HasSubstr("of the whole card, all its MIG instances"));
 }
 
@@ -189,7 +189,7 @@ TEST_F(EnergyCounterTest, recent_readings_cost_a_bounded_share_of_time) {
   SlowClock clock;
   sources_.clock = &clock;
   settings_.set("ENERGY", "5000000 5100000 5200000 5300000");
-  EnergyCounter counter = EnergyCounter::open(kGpu, sources_);
+  EnergyCounter counter = EnergyCounter::open(kGpuAddress, sources_);
   EXPECT_EQ(counter.recent_joules().device_joules, 100);
   clock.advance(0.9);  // a reading took 2 ms, so 1 s must pass
   EXPECT_EQ(counter.recent_joules().device_joules, 100);

@@ -21,7 +21,7 @@ std::string line_or(const std::filesystem::path& path, const std::string& otherw
   return std::getline(file, line) ? line : otherwise;
 }
 
-ErrorKind kind_of(int error_number) {
+ErrorKind kind_of_errno(int error_number) {
   switch (error_number) {
     case EACCES:
     case EPERM:
@@ -37,12 +37,13 @@ ErrorKind kind_of(int error_number) {
 // A file of powercap in micro-units.
 Result<double> read_micro(const std::filesystem::path& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return make_error(kind_of(errno), path.string(), ": ", std::strerror(errno));
+  if (fd < 0) return make_error(kind_of_errno(errno), path.string(), ": ", std::strerror(errno));
   char text[32];
   const ssize_t length = ::read(fd, text, sizeof text);
   const int error_number = errno;
   ::close(fd);
-  if (length < 0) return make_error(kind_of(error_number), path.string(), ": ", std::strerror(error_number));
+  if (length < 0)
+    return make_error(kind_of_errno(error_number), path.string(), ": ", std::strerror(error_number));
   uint64_t value = 0;
   if (std::from_chars(text, text + length, value).ec != std::errc())
     return make_error(ErrorKind::kInvalid, path.string(), ": holds no number");

@@ -20,7 +20,7 @@ using testing::Not;
 
 constexpr int64_t kGiB = int64_t{1} << 30;
 
-config::RunConfig config_with(const std::vector<std::string>& overrides = {}) {
+config::RunConfig plan_config(const std::vector<std::string>& overrides = {}) {
   return config::parse_run_config(R"(
 [model]
 layers = 4
@@ -47,7 +47,7 @@ precision = "bf16"
 }
 
 TEST(Plan, counts_parameters) {
-  const Plan plan = make_plan(config_with(), false);
+  const Plan plan = make_plan(plan_config(), false);
   const int64_t attention = 64 * 128 + 64 * 64, dense = 3 * 64 * 96, one_expert = 3 * 64 * 32;
   const std::vector<std::pair<nn::ParamClass, int64_t>> expected{
       {nn::ParamClass::expert, 3 * 8 * one_expert},
@@ -60,8 +60,8 @@ TEST(Plan, counts_parameters) {
   for (const auto& [klass, count] : plan.parameters) total += count;
   EXPECT_EQ(plan.total_parameters, total);
   EXPECT_EQ(plan.active_parameters, total - 3 * 6 * one_expert);
-  EXPECT_EQ(make_plan(config_with({"model.moe.experts=0"}), false).active_parameters,
-            make_plan(config_with({"model.moe.experts=0"}), false).total_parameters);
+  EXPECT_EQ(make_plan(plan_config({"model.moe.experts=0"}), false).active_parameters,
+            make_plan(plan_config({"model.moe.experts=0"}), false).total_parameters);
 }
 
 // Overrides that bring in every parameter there is, alone and together.
@@ -130,7 +130,7 @@ TEST(Plan, counts_arithmetic_of_latent_attention_and_windows) {
 }
 
 TEST(Plan, counts_arithmetic_of_a_step) {
-  const Plan plan = make_plan(config_with({"train.micro_batch=3"}), false);
+  const Plan plan = make_plan(plan_config({"train.micro_batch=3"}), false);
   EXPECT_EQ(plan.tokens_per_step, 12 * 128);
   EXPECT_EQ(plan.micro_batches, 4);
   EXPECT_EQ(plan.flops_per_token, model_flops_per_token(plan.config.model, 128));
@@ -139,9 +139,9 @@ TEST(Plan, counts_arithmetic_of_a_step) {
 
 TEST(Plan, state_follows_the_optimizer) {
   const auto held = [](const std::vector<std::string>& overrides) {
-    return make_plan(config_with(overrides), false).memory.largest;
+    return make_plan(plan_config(overrides), false).memory.largest;
   };
-  const Plan plan = make_plan(config_with(), false);
+  const Plan plan = make_plan(plan_config(), false);
   const int64_t router = 3 * 8 * 64, others = plan.total_parameters - router;
   const MemoryByClass usual = plan.memory.largest;
   EXPECT_EQ(usual.weights_bytes, 2 * others + 4 * router);
@@ -160,22 +160,22 @@ TEST(Plan, state_follows_the_optimizer) {
 }
 
 TEST(Plan, background_checkpoints_take_host_memory) {
-  const Plan often = make_plan(config_with({"checkpoint.every=10"}), false);
+  const Plan often = make_plan(plan_config({"checkpoint.every=10"}), false);
   const MemoryByClass& held = often.memory.largest;
   EXPECT_EQ(often.memory.snapshot_bytes, held.weights_bytes + held.master_bytes + held.moments_bytes);
   EXPECT_EQ(often.needed_bytes(), often.memory.peak_bytes() + often.memory.snapshot_bytes);
   // At the end no step runs beside it.
-  const Plan once = make_plan(config_with({"train.batch=1"}), false);
+  const Plan once = make_plan(plan_config({"train.batch=1"}), false);
   EXPECT_LT(once.memory.peak_bytes(), 2 * once.memory.snapshot_bytes);
   EXPECT_EQ(once.needed_bytes(), 2 * once.memory.snapshot_bytes);
-  EXPECT_EQ(make_plan(config_with({"checkpoint.background=false"}), false).memory.snapshot_bytes, 0);
-  EXPECT_EQ(make_plan(config_with({"checkpoint.at_end=false"}), false).memory.snapshot_bytes, 0);
-  const Plan device = make_plan(config_with({"checkpoint.every=10"}), true);
+  EXPECT_EQ(make_plan(plan_config({"checkpoint.background=false"}), false).memory.snapshot_bytes, 0);
+  EXPECT_EQ(make_plan(plan_config({"checkpoint.at_end=false"}), false).memory.snapshot_bytes, 0);
+  const Plan device = make_plan(plan_config({"checkpoint.every=10"}), true);
   EXPECT_EQ(device.needed_bytes(), device.memory.peak_bytes());
 }
 
 TEST(Plan, json_and_text_agree_with_it) {
-  const Plan plan = make_plan(config_with({"train.micro_batch=3"}), true);
+  const Plan plan = make_plan(plan_config({"train.micro_batch=3"}), true);
   const nlohmann::ordered_json json = to_json(plan);
   int64_t sum = 0;
   for (const auto& [name, bytes] : json["at_peak"].items()) sum += bytes.get<int64_t>();
@@ -188,13 +188,13 @@ TEST(Plan, json_and_text_agree_with_it) {
 }
 
 TEST(Plan, savings_hold_what_they_promise) {
-  const Plan plan = make_plan(config_with({"train.sequence=1024", "checkpoint.every=10"}), false);
+  const Plan plan = make_plan(plan_config({"train.sequence=1024", "checkpoint.every=10"}), false);
   const std::vector<Saving> savings = possible_savings(plan, plan.needed_bytes() / 2);
   std::vector<std::string> fields;
   for (const Saving& saving : savings) {
     fields.push_back(saving.field);
     const Plan changed = make_plan(
-        config_with({"train.sequence=1024", "checkpoint.every=10", saving.field + "=" + saving.value}),
+        plan_config({"train.sequence=1024", "checkpoint.every=10", saving.field + "=" + saving.value}),
         false);
     EXPECT_EQ(changed.needed_bytes(), saving.needed_bytes) << saving.field;
     EXPECT_LT(saving.needed_bytes, plan.needed_bytes());
@@ -206,14 +206,14 @@ TEST(Plan, savings_hold_what_they_promise) {
                                            "optimizer.state_dtype", "optimizer.master_weights",
                                            "checkpoint.background"));
   const Plan least =
-      make_plan(config_with({"train.batch=1", "train.recompute=full", "optimizer.state_dtype=bf16",
+      make_plan(plan_config({"train.batch=1", "train.recompute=full", "optimizer.state_dtype=bf16",
                              "optimizer.master_weights=false", "checkpoint.background=false"}),
                 false);
   EXPECT_TRUE(possible_savings(least, 0).empty());
 }
 
 TEST(Plan, refuses_a_run_that_does_not_fit) {
-  const Plan plan = make_plan(config_with({"train.batch=4096"}), true);
+  const Plan plan = make_plan(plan_config({"train.batch=4096"}), true);
   const int64_t needed = plan.needed_bytes();
   EXPECT_NO_THROW(check_memory_fits(plan, needed));
   EXPECT_NO_THROW(check_memory_fits(plan, needed / 10 * 9 + 10));  // the prediction may be that much too high
@@ -227,7 +227,7 @@ TEST(Plan, refuses_a_run_that_does_not_fit) {
 
 TEST(Plan, explains_an_allocation_that_failed) {
   EXPECT_THAT(
-      out_of_memory_message(make_plan(config_with({"train.batch=4096"}), false), "tried to allocate 3 GiB"),
+      out_of_memory_message(make_plan(plan_config({"train.batch=4096"}), false), "tried to allocate 3 GiB"),
       AllOf(HasSubstr("out of memory: tried to allocate 3 GiB\nthe run was planned to need "),
             HasSubstr("; copies for background checkpoints "),
             HasSubstr("set train.micro_batch = 1024 (then "),
