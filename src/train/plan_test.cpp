@@ -88,7 +88,7 @@ TEST(Plan, knows_weights_and_gradients_of_every_option) {
       for (const char* recompute : {"none", "selective", "full"}) {
         std::vector<std::string> all = overrides;
         all.insert(all.end(), {"train.precision=fp32", std::string("train.recompute=") + recompute});
-        const config::RunConfig config = config_with(all);
+        const config::RunConfig config = plan_config(all);
         const Plan plan = make_plan(config, on_cuda);
         const auto decoder = moe::make_decoder(config.model);
         EXPECT_EQ(plan.total_parameters, decoder->params().num_elements());
@@ -107,7 +107,7 @@ TEST(Plan, knows_weights_and_gradients_of_every_option) {
 
 TEST(Plan, counts_arithmetic_of_latent_attention_and_windows) {
   const auto linear = [](const std::vector<std::string>& overrides) {
-    return active_linear_weights(config_with(overrides).model);
+    return active_linear_weights(plan_config(overrides).model);
   };
   const std::vector<std::string> mla{"model.attention=mla",   "model.qk_norm=none",    "model.mla.q_rank=40",
                                      "model.mla.kv_rank=24",  "model.mla.nope_dim=16", "model.mla.rope_dim=8",
@@ -120,7 +120,7 @@ TEST(Plan, counts_arithmetic_of_latent_attention_and_windows) {
   const int64_t expert_layer = 64 * 128 + 64 * 64 + 64 * 8 + 3 * 64 * 32 * 3;
   EXPECT_EQ(linear({"model.mtp.depth=1"}) - linear({}), expert_layer + 2 * 64 * 64 + 1000 * 64);
   const auto flops = [](const std::vector<std::string>& overrides) {
-    return model_flops_per_token(config_with(overrides).model, 128);
+    return model_flops_per_token(plan_config(overrides).model, 128);
   };
   // Of 128 tokens, those at 0..31 see on average 16, the others 32.
   const double seen = (32.0 * 16 + 96 * 32) / 128;
