@@ -17,7 +17,7 @@ enum class Choices : uint8_t {
   one_expert,           // all slots of all tokens in the last expert
 };
 
-struct Row {
+struct ExpertRow {
   std::string name;
   int64_t tokens, experts, top_k, width, hidden;
   Choices choices = Choices::random;
@@ -37,7 +37,7 @@ constexpr double kAlpha = 1.702;
 constexpr double kNearLimit = 1.5, kFarLimit = 12.0;
 
 // (T, K) different experts for each token, except for one_expert.
-at::Tensor choose(const Row& row) {
+at::Tensor choose(const ExpertRow& row) {
   if (row.choices == Choices::one_expert) return at::full({row.tokens, row.top_k}, row.experts - 1, at::kInt);
   at::Tensor scores = at::rand({row.tokens, row.experts});
   if (row.choices == Choices::without_odd_experts) scores.slice(1, 1, row.experts, 2).sub_(2.0);
@@ -56,7 +56,7 @@ Routing routing_of(const Tensors& in) {
 }
 
 // Expert by expert, the tokens of all its kept slots.
-at::Tensor plain_experts(const Tensors& in, const Row& row) {
+at::Tensor plain_experts(const Tensors& in, const ExpertRow& row) {
   const at::Tensor &x = in[0], &gate_up = in[1], &down = in[2], &weights = in[3], &offsets = in[7];
   const at::Tensor slots = in[5].to(at::kLong);
   const at::Tensor tokens = slots.div(at::Scalar(weights.size(1)), /*rounding_mode=*/"floor");
@@ -82,7 +82,7 @@ at::Tensor plain_experts(const Tensors& in, const Row& row) {
       .index_add(0, tokens.narrow(0, 0, rows.size(0)), rows * scale.unsqueeze(1));
 }
 
-Example expert_example(const Row& row) {
+Example expert_example(const ExpertRow& row) {
   const double d = static_cast<double>(row.width), f = static_cast<double>(row.hidden);
   const at::Tensor experts = choose(row);
   const PlainOrder sorted = plain_order(experts, row.experts, row.capacity);
@@ -126,7 +126,7 @@ Example expert_example(const Row& row) {
 }  // namespace
 
 void add_expert_cases(CaseList& cases) {
-  const std::vector<Row> rows{
+  const std::vector<ExpertRow> rows{
       {"one_token_e8_k2_d16_f24", 1, 8, 2, 16, 24},
       {"t19_e5_k1_d13_f11", 19, 5, 1, 13, 11, Choices::random, -1, false, Size::small, false},
       {"t19_e5_k3_d13_f11_capacity4", 19, 5, 3, 13, 11, Choices::random, 4, false, Size::small, false},
@@ -156,7 +156,7 @@ void add_expert_cases(CaseList& cases) {
       {"t16384_e64_k8_d2048_f1024", 16384, 64, 8, 2048, 1024, Choices::random, -1, false, Size::large},
       {"t16384_e128_k8_d2048_f768", 16384, 128, 8, 2048, 768, Choices::random, -1, false, Size::large},
   };
-  for (const Row& row : rows) {
+  for (const ExpertRow& row : rows) {
     const double forward = 6.0 * static_cast<double>(row.tokens * row.top_k * row.width * row.hidden);
     cases.push_back({.name = "expert_ffn/" + row.name,
                      .op_class = OpClass::chain,

@@ -12,7 +12,7 @@ namespace {
 
 using kernels::Score;
 
-struct Row {
+struct RouteRow {
   std::string name;
   int64_t tokens, experts;
   RouteOptions options;
@@ -78,13 +78,13 @@ at::Tensor clear_logits(int64_t num_tokens, int64_t num_experts, const at::Tenso
   }
 }
 
-at::Tensor make_logits(const Row& row, const at::Tensor& bias) {
+at::Tensor make_logits(const RouteRow& row, const at::Tensor& bias) {
   switch (row.logits) {
-    case Row::Logits::random:
+    case RouteRow::Logits::random:
       return clear_logits(row.tokens, row.experts, bias, row.options);
-    case Row::Logits::ties:
+    case RouteRow::Logits::ties:
       return at::randint(-2, 3, {row.tokens, row.experts}, at::kDouble);
-    case Row::Logits::one_expert:
+    case RouteRow::Logits::one_expert:
       break;
   }
   at::Tensor logits = clear_logits(row.tokens, row.experts, bias, row.options) * 0.5;
@@ -163,11 +163,11 @@ Outputs plain_route(const at::Tensor& logits, const at::Tensor& bias, const at::
   return outputs;
 }
 
-Example route_example(const Row& row) {
+Example route_example(const RouteRow& row) {
   const at::Tensor bias =
       row.bias ? at::randn({row.experts}, at::kDouble).to(at::kFloat).to(at::kDouble) * 0.125 : at::Tensor();
   // Where choices are between equals the outcome is not differentiable.
-  const InputKind kind = row.logits == Row::Logits::ties ? InputKind::constant : InputKind::f32;
+  const InputKind kind = row.logits == RouteRow::Logits::ties ? InputKind::constant : InputKind::f32;
   std::vector<Input> inputs{{"logits", make_logits(row, bias), kind}};
   if (row.bias) inputs.push_back({"bias", bias, InputKind::constant});
   if (!row.segments.empty()) inputs.push_back({"segments", segment_numbers(row.segments), InputKind::index});
@@ -211,8 +211,8 @@ void add_route_cases(CaseList& cases) {
     };
   };
   const auto capacity = [](int64_t rows) { return [rows](auto& o) { o.capacity = rows; }; };
-  using Logits = Row::Logits;
-  const std::vector<Row> rows{
+  using Logits = RouteRow::Logits;
+  const std::vector<RouteRow> rows{
       {"one_token_e8_k2", 1, 8, softmax(2)},
       {"no_tokens_e8_k2", 0, 8, softmax(2)},
       {"e1_k1", 9, 1, softmax(1)},
@@ -259,7 +259,7 @@ void add_route_cases(CaseList& cases) {
       {"t16384_e64_k8", 16384, 64, with(softmax(8), plain), false, {}, Logits::random, Size::large},
       {"t16384_e128_k8", 16384, 128, softmax(8), false, {}, Logits::random, Size::large},
   };
-  for (const Row& row : rows) {
+  for (const RouteRow& row : rows) {
     const double scores = 4.0 * static_cast<double>(row.tokens * row.experts);
     const double slots = 8.0 * static_cast<double>(row.tokens * row.options.top_k);
     cases.push_back({.name = "route/" + row.name,
