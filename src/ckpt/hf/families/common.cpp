@@ -1,0 +1,244 @@
+#include "ckpt/hf/families/common.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "ckpt/text.h"
+
+namespace moebius::ckpt::hf {
+
+config::ModelConfig read_common(const JsonReader& json, double default_theta, double default_eps) {
+  config::ModelConfig model;
+  json.need_text("hidden_act", "silu");
+  model.layers = json.integer("num_hidden_layers");
+  model.dim = json.integer("hidden_size");
+  model.heads = json.integer("num_attention_heads");
+  model.kv_heads = json.integer("num_key_value_heads", model.heads);
+  model.head_dim = json.integer("head_dim", 0);
+  model.ffn_dim = json.integer("intermediate_size");
+  model.vocab = json.integer("vocab_size");
+  model.norm_eps = json.number("rms_norm_eps", default_eps);
+  model.tied_embeddings = json.boolean("tie_word_embeddings", false);
+  model.init_std = json.number("initializer_range", 0.02);
+  read_rope(json, default_theta, model);
+  return model;
+}
+
+void write_common(const config::ModelConfig& model, nlohmann::ordered_json& json) {
+  json["hidden_act"] = "silu";
+  json["num_hidden_layers"] = model.layers;
+  json["hidden_size"] = model.dim;
+  json["num_attention_heads"] = model.heads;
+  json["num_key_value_heads"] = model.kv_heads;
+  json["head_dim"] = head_dim_of(model);
+  json["intermediate_size"] = model.ffn_dim;
+  json["vocab_size"] = model.vocab;
+  json["rms_norm_eps"] = model.norm_eps;
+  json["tie_word_embeddings"] = model.tied_embeddings;
+  json["initializer_range"] = model.init_std;
+  json["attention_dropout"] = 0.0;
+  write_rope(model, json);
+}
+
+namespace {
+
+void read_scaling(const JsonReader& rope, int64_t max_positions, config::RopeConfig& out) {
+  const std::string type = rope.text("rope_type", rope.text("type", "default"));
+  if (type == "default") return;
+  if (type != "linear" && type != "dynamic" && type != "yarn" && type != "llama3")
+    throw_user_error(rope.where(), ": the rope type ", in_quotes(type),
+                     " is not supported; supported are default, linear, dynamic, yarn and llama3");
+  out.scaling = type;
+  out.factor = rope.number("factor");
+  if (type == "linear") return;
+  out.original_context =
+      type == "dynamic" ? max_positions : rope.integer("original_max_position_embeddings", max_positions);
+  if (type == "dynamic") return;
+  if (type == "llama3") {
+    out.low_freq_factor = rope.number("low_freq_factor");
+    out.high_freq_factor = rope.number("high_freq_factor");
+    return;
+  }
+  out.beta_fast = rope.number("beta_fast", 32.0);
+  out.beta_slow = rope.number("beta_slow", 1.0);
+  out.mscale = rope.number("mscale", 0.0);
+  out.mscale_all_dim = rope.number("mscale_all_dim", 0.0);
+  out.attention_factor = rope.number("attention_factor", 0.0);
+  out.truncate = rope.boolean("truncate", true);
+}
+
+}  // namespace
+
+void read_rope(const JsonReader& json, double default_theta, config::ModelConfig& model) {
+  const int64_t max_positions = json.integer("max_position_embeddings", 2048);
+  model.rope_theta = json.number("rope_theta", default_theta);
+  for (const char* const key : {"rope_scaling", "rope_parameters"}) {
+    if (!json.has(key)) continue;
+    const JsonReader rope = json.object(key);
+    model.rope_theta = rope.number("rope_theta", model.rope_theta);
+    read_scaling(rope, max_positions, model.rope);
+    return;
+  }
+}
+
+void write_rope(const config::ModelConfig& model, nlohmann::ordered_json& json) {
+  const config::RopeConfig& rope = model.rope;
+  nlohmann::ordered_json out;
+  out["rope_type"] = rope.scaling == "none" ? "default" : rope.scaling;
+  out["rope_theta"] = model.rope_theta;
+  if (rope.scaling != "none") out["factor"] = rope.factor;
+  if (rope.scaling == "llama3" || rope.scaling == "yarn")
+    out["original_max_position_embeddings"] = rope.original_context;
+  if (rope.scaling == "dynamic") json["max_position_embeddings"] = rope.original_context;
+  if (rope.scaling == "llama3") {
+    out["low_freq_factor"] = rope.low_freq_factor;
+    out["high_freq_factor"] = rope.high_freq_factor;
+  }
+  if (rope.scaling == "yarn") {
+    out["beta_fast"] = rope.beta_fast;
+    out["beta_slow"] = rope.beta_slow;
+    if (rope.mscale > 0) out["mscale"] = rope.mscale;
+    if (rope.mscale_all_dim > 0) out["mscale_all_dim"] = rope.mscale_all_dim;
+    if (rope.attention_factor > 0) out["attention_factor"] = rope.attention_factor;
+    out["truncate"] = rope.truncate;
+  }
+  json["rope_parameters"] = out;
+}
+
+std::vector<int64_t> qwen_dense_layers(const JsonReader& json, int64_t num_layers) {
+  const std::vector<int64_t> only = json.integers("mlp_only_layers");
+  const int64_t step = json.integer("decoder_sparse_step", 1);
+  if (step < 1) throw_user_error(json.where(), ": decoder_sparse_step is ", step, "; it must be at least 1");
+  std::vector<int64_t> dense;
+  for (int64_t layer = 0; layer < num_layers; ++layer)
+    if ((layer + 1) % step != 0 || std::find(only.begin(), only.end(), layer) != only.end())
+      dense.push_back(layer);
+  return dense;
+}
+
+std::vector<int64_t> first_layers(int64_t count) {
+  std::vector<int64_t> layers;
+  for (int64_t layer = 0; layer < count; ++layer) layers.push_back(layer);
+  return layers;
+}
+
+std::vector<int64_t> sliding_layers(const JsonReader& json, std::vector<int64_t> fallback,
+                                    int64_t num_layers) {
+  const std::vector<std::string> types = json.texts("layer_types");
+  if (types.empty()) return fallback;
+  if (static_cast<int64_t>(types.size()) < num_layers)
+    throw_user_error(json.where(), ": layer_types names ", types.size(), " layers of ", num_layers);
+  std::vector<int64_t> layers;
+  for (int64_t layer = 0; layer < num_layers; ++layer) {
+    const std::string& type = types[static_cast<size_t>(layer)];
+    if (type == "sliding_attention")
+      layers.push_back(layer);
+    else if (type != "full_attention")
+      throw_user_error(json.where(), ": layer_types has ", in_quotes(type),
+                       "; supported are full_attention and sliding_attention");
+  }
+  return layers;
+}
+
+bool is_dense_layer(const config::ModelConfig& model, int64_t layer) {
+  const std::vector<int64_t>& dense = model.moe.dense_layers;
+  return model.moe.experts == 0 || std::find(dense.begin(), dense.end(), layer) != dense.end();
+}
+
+int64_t head_dim_of(const config::ModelConfig& model) {
+  return model.head_dim > 0 ? model.head_dim : model.dim / model.heads;
+}
+
+std::string layer_on_disk(int64_t layer) {
+  return "model.layers." + std::to_string(layer) + ".";
+}
+
+std::string our_layer(int64_t layer) {
+  return "layers." + std::to_string(layer) + ".";
+}
+
+void Pieces::whole(std::string name, std::vector<int64_t> shape, std::string param) {
+  add({.name = std::move(name), .shape = std::move(shape), .param = std::move(param)});
+}
+
+void Pieces::embeddings() {
+  whole("model.embed_tokens.weight", {model_.vocab, model_.dim}, "embedding");
+  whole("model.norm.weight", {model_.dim}, "final_norm");
+  if (!model_.tied_embeddings) whole("lm_head.weight", {model_.vocab, model_.dim}, "output");
+}
+
+void Pieces::norms(int64_t layer) {
+  const std::string disk = layer_on_disk(layer), ours = our_layer(layer);
+  whole(disk + "input_layernorm.weight", {model_.dim}, ours + "attention_norm");
+  whole(disk + "post_attention_layernorm.weight", {model_.dim}, ours + "ffn_norm");
+}
+
+void Pieces::grouped_attention(int64_t layer) {
+  const std::string disk = layer_on_disk(layer) + "self_attn.", ours = our_layer(layer) + "attention.";
+  const int64_t width = head_dim_of(model_), dim = model_.dim;
+  const int64_t q = model_.heads * width, kv = model_.kv_heads * width;
+  struct Part {
+    const char* name;
+    int64_t begin, rows;
+  };
+  for (const Part& part : {Part{"q_proj", 0, q}, Part{"k_proj", q, kv}, Part{"v_proj", q + kv, kv}}) {
+    add({.name = disk + part.name + ".weight",
+         .shape = {part.rows, dim},
+         .param = ours + "qkv",
+         .row_begin = part.begin});
+    if (model_.attention_bias)
+      add({.name = disk + part.name + ".bias",
+           .shape = {part.rows},
+           .param = ours + "qkv_bias",
+           .row_begin = part.begin});
+  }
+  whole(disk + "o_proj.weight", {dim, q}, ours + "out");
+  if (model_.attention_output_bias) whole(disk + "o_proj.bias", {dim}, ours + "out_bias");
+  if (model_.qk_norm != "none") {
+    const bool full = model_.qk_norm == "full";
+    whole(disk + "q_norm.weight", {full ? q : width}, ours + "q_norm");
+    whole(disk + "k_norm.weight", {full ? kv : width}, ours + "k_norm");
+  }
+}
+
+void Pieces::swiglu(const std::string& disk, const std::string& ours, int64_t hidden, bool bias) {
+  for (int64_t up = 0; up < 2; ++up) {
+    const std::string name = disk + (up == 1 ? "up_proj" : "gate_proj");
+    add({.name = name + ".weight",
+         .shape = {hidden, model_.dim},
+         .param = ours + "gate_up",
+         .row_begin = up,
+         .row_step = 2});
+    if (bias)
+      add({.name = name + ".bias",
+           .shape = {hidden},
+           .param = ours + "gate_up_bias",
+           .row_begin = up,
+           .row_step = 2});
+  }
+  whole(disk + "down_proj.weight", {model_.dim, hidden}, ours + "down");
+  if (bias) whole(disk + "down_proj.bias", {model_.dim}, ours + "down_bias");
+}
+
+void Pieces::experts(int64_t layer, const std::string& disk, const ExpertNames& names) {
+  const std::string ours = our_layer(layer) + "moe.";
+  const int64_t width = model_.moe.expert_dim, dim = model_.dim;
+  for (int64_t expert = 0; expert < model_.moe.experts; ++expert) {
+    const std::string prefix = disk + std::to_string(expert) + ".";
+    for (int64_t up = 0; up < 2; ++up)
+      add({.name = prefix + (up == 1 ? names.up : names.gate) + ".weight",
+           .shape = {width, dim},
+           .param = ours + "gate_up",
+           .expert = expert,
+           .row_begin = up,
+           .row_step = 2});
+    add({.name = prefix + names.down + ".weight",
+         .shape = {dim, width},
+         .param = ours + "down",
+         .expert = expert});
+  }
+}
+
+}  // namespace moebius::ckpt::hf

@@ -1,0 +1,124 @@
+#include "ckpt/hf/model_folder.h"
+
+#include <ATen/ops/from_blob.h>
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "base/error.h"
+#include "ckpt/text.h"
+
+namespace moebius::ckpt::hf {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kSingle[] = "model.safetensors";
+constexpr char kIndex[] = "model.safetensors.index.json";
+
+at::ScalarType scalar_type_of(DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+      return at::kDouble;
+    case DType::f32:
+      return at::kFloat;
+    case DType::f16:
+      return at::kHalf;
+    case DType::bf16:
+      return at::kBFloat16;
+    case DType::i64:
+      return at::kLong;
+    case DType::i32:
+      return at::kInt;
+    case DType::i16:
+      return at::kShort;
+    case DType::i8:
+      return at::kChar;
+    case DType::u8:
+      return at::kByte;
+    case DType::boolean:
+      return at::kBool;
+  }
+  return at::kByte;
+}
+
+// Name of each tensor -> name of its file, as the index says.
+std::map<std::string, std::string> read_index(const fs::path& path) {
+  const nlohmann::json json = JsonReader::parse(read_file(path), path.string());
+  const JsonReader map = JsonReader(json, path.string()).object("weight_map");
+  std::map<std::string, std::string> files;
+  for (const auto& [name, file] : map.raw().items()) {
+    if (!file.is_string()) throw_user_error(map.where(), ": the file of ", in_quotes(name), " is not a text");
+    const auto text = file.get<std::string>();
+    if (text.empty() || fs::path(text).filename() != text || text.front() == '.')
+      throw_user_error(map.where(), ": ", in_quotes(text), " is not the name of a file in the same folder");
+    files[name] = text;
+  }
+  if (files.empty()) throw_user_error(map.where(), " names no tensor");
+  return files;
+}
+
+}  // namespace
+
+ModelFolder::ModelFolder() = default;
+ModelFolder::~ModelFolder() = default;
+ModelFolder::ModelFolder(ModelFolder&&) noexcept = default;
+
+ModelFolder ModelFolder::open(const fs::path& folder) {
+  if (!fs::is_directory(folder)) throw_user_error("'", folder.string(), "' is not a folder");
+  ModelFolder opened;
+  opened.path_ = folder;
+  const fs::path config = folder / "config.json";
+  if (!fs::exists(config))
+    throw_user_error("'", folder.string(), "' holds no config.json; a Hugging Face model folder is expected");
+  opened.json_ = std::make_unique<nlohmann::json>(JsonReader::parse(read_file(config), config.string()));
+  opened.config_ = std::make_unique<JsonReader>(*opened.json_, config.string());
+
+  std::map<std::string, std::string> index;
+  std::set<std::string> names;
+  if (fs::exists(folder / kIndex)) {
+    index = read_index(folder / kIndex);
+    for (const auto& [tensor, file] : index) names.insert(file);
+  } else if (fs::exists(folder / kSingle)) {
+    names.insert(kSingle);
+  } else {
+    throw_user_error("'", folder.string(), "' holds neither ", kSingle, " nor ", kIndex,
+                     "; other formats of weights are not read");
+  }
+  for (const std::string& name : names) {
+    const fs::path file = folder / name;
+    if (!fs::exists(file))
+      throw_user_error((folder / kIndex).string(), " names the shard '", name, "', which is not there");
+    MappedFile map(file);
+    const SafetensorsHeader header = parse_safetensors(file.string(), map.bytes());
+    for (const TensorEntry& tensor : header.tensors) {
+      const auto [found, added] = opened.entries_.emplace(
+          tensor.spec.name, Entry{tensor.spec, opened.files_.size(), tensor.begin, tensor.num_bytes});
+      if (!added)
+        throw_user_error("the tensor ", in_quotes(tensor.spec.name), " is in two files: '",
+                         opened.files_[found->second.file].string(), "' and '", file.string(), "'");
+    }
+    opened.files_.push_back(file);
+    opened.maps_.push_back(std::move(map));
+  }
+  for (const auto& [tensor, file] : index) {
+    const auto found = opened.entries_.find(tensor);
+    if (found == opened.entries_.end() || opened.files_[found->second.file].filename() != file)
+      throw_user_error((folder / kIndex).string(), " says that ", in_quotes(tensor), " is in '", file,
+                       "', but it is not there");
+  }
+  return opened;
+}
+
+at::Tensor ModelFolder::tensor(const Entry& entry) const {
+  const std::byte* const data = maps_[entry.file].bytes().data() + entry.begin;
+  // NOLINTNEXTLINE: from_blob wants a mutable pointer; nobody writes through the view.
+  return at::from_blob(const_cast<std::byte*>(data), entry.spec.shape,
+                       at::TensorOptions().dtype(scalar_type_of(entry.spec.dtype)));
+}
+
+void ModelFolder::release(size_t file) {
+  maps_[file] = MappedFile();
+}
+
+}  // namespace moebius::ckpt::hf
