@@ -24,6 +24,7 @@ config::RunConfig load_config(const fs::path& path, const std::vector<std::strin
   for (std::string& file : config.data.files) locate(file, folder);
   locate(config.data.validation_file, folder);
   if (config.data.tokenizer != "bytes") locate(config.data.tokenizer, folder);
+  locate(config.train.initial_weights, folder);
   return config;
 }
 

@@ -10,12 +10,14 @@
 #include "base/heap.h"
 #include "base/log.h"
 #include "cli/bench_command.h"
+#include "cli/convert_command.h"
 #include "cli/data_command.h"
 #include "cli/doctor_command.h"
 #include "cli/eval_command.h"
 #include "cli/generate_command.h"
 #include "cli/plan_command.h"
 #include "cli/train_command.h"
+#include "cli/verify_command.h"
 
 namespace moebius::cli {
 namespace {
@@ -29,6 +31,8 @@ int run(int argc, char** argv) {
   add_generate_command(app);
   add_plan_command(app);
   add_data_command(app);
+  add_convert_command(app);
+  add_verify_command(app);
   add_bench_command(app);
   add_doctor_command(app);
   try {

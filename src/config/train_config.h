@@ -113,6 +113,7 @@ void describe(V& v, CheckpointConfig& c) {
 struct TrainSection {
   int64_t steps = 1000;
   int64_t seed = 1;
+  std::string initial_weights;
   std::string precision = "fp32";
   int64_t sequence = 256;
   int64_t batch = 8;
@@ -135,6 +136,8 @@ template <class V>
 void describe(V& v, TrainSection& c) {
   v.field("steps", c.steps, at_least(1), "steps", "Optimizer steps.");
   v.field("seed", c.seed, at_least(0), "", "Seed of weights, data order and samples.");
+  v.field("initial_weights", c.initial_weights, any(), "",
+          "Run folder or checkpoint whose weights the run begins with; empty: drawn from the seed.");
   v.field("precision", c.precision, one_of({"fp32", "bf16"}), "", "Type of weights and activations.");
   v.field("sequence", c.sequence, range(2, 1 << 24), "tokens", "Tokens per sequence.");
   v.field("batch", c.batch, at_least(1), "sequences", "Sequences per optimizer step.");

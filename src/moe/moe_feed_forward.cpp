@@ -83,11 +83,14 @@ void MoeFeedForward::add_losses(const ops::Routing& routing, nn::FeedForwardResu
 
 nn::FeedForwardResult MoeFeedForward::forward(const at::Tensor& x_TD,
                                               const nn::FeedForwardContext& context) const {
+  at::Tensor logits_TE;
   const ops::Routing routing =
-      router_.route(x_TD, context.sequence_of_T, context.num_sequences, context.may_drop);
-  if (context.observer != nullptr)
+      router_.route(x_TD, context.sequence_of_T, context.num_sequences, context.may_drop, &logits_TE);
+  if (context.observer != nullptr) {
     context.observer->observe(layer_, routing.counts_E, routing.entropy, routing.offsets_E1,
                               routing.experts_TK.numel());
+    context.observer->decided(layer_, logits_TE, routing.experts_TK, routing.weights_TK);
+  }
   nn::FeedForwardResult result;
   result.y_TD = dispatcher_->apply(x_TD, routing, experts(), context.recompute);
   if (shared_) result.y_TD = result.y_TD + shared(x_TD, context);

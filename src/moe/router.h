@@ -20,9 +20,9 @@ class Router {
   Router(const config::ModelConfig& config, const std::string& prefix, nn::ParamTable& params);
 
   // sequence_of_T, num_sequences: segments of the balance loss, see ops::route. may_drop: the capacity limit
-  // applies.
+  // applies. `logits_TE`, when given, gets the logits that were decided on.
   ops::Routing route(const at::Tensor& x_TD, const at::Tensor& sequence_of_T, int64_t num_sequences,
-                     bool may_drop) const;
+                     bool may_drop, at::Tensor* logits_TE = nullptr) const;
 
  private:
   config::MoeConfig config_;

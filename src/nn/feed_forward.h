@@ -18,6 +18,9 @@ class RoutingObserver {
   // offsets_E1 int32: the last entry is the number of rows that were kept; num_slots: T * K.
   virtual void observe(int64_t layer, const at::Tensor& counts_E, const at::Tensor& entropy,
                        const at::Tensor& offsets_E1, int64_t num_slots) = 0;
+  // Every single decision: logits_TE fp32, experts_TK int32, weights_TK fp32 (the factor on each output).
+  virtual void decided(int64_t /*layer*/, const at::Tensor& /*logits_TE*/, const at::Tensor& /*experts_TK*/,
+                       const at::Tensor& /*weights_TK*/) {}
 };
 
 struct FeedForwardContext {

@@ -1,8 +1,11 @@
 #include "train/model_files.h"
 
+#include <ATen/core/grad_mode.h>
+
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "config/dump.h"
 #include "config/load.h"
 #include "moe/moe_feed_forward.h"
 
@@ -58,6 +61,33 @@ std::unique_ptr<nn::Decoder> make_model(const config::RunConfig& config, at::Dev
   return decoder;
 }
 
+std::filesystem::path carried_folder(const std::filesystem::path& run_dir) {
+  return run_dir / "hf";
+}
+
+void load_initial_weights(const config::RunConfig& config, nn::Decoder& decoder) {
+  const std::string& source = config.train.initial_weights;
+  LoadedModel loaded = load_model(source, at::kCPU, false);
+  std::vector<config::Difference> differences;
+  config::RunConfig left, right;
+  left.model = loaded.config.model;
+  right.model = config.model;
+  for (config::Difference& difference : config::diff(left, right, "model.")) {
+    // How weights begin and how experts are balanced may change.
+    const std::string& path = difference.path;
+    const bool is_free = path == "model.init_std" || path == "model.output_init_scale" ||
+                         path == "model.moe.capacity_factor" || path.starts_with("model.mtp.") ||
+                         path.starts_with("model.moe.balance.");
+    if (!is_free) differences.push_back(std::move(difference));
+  }
+  if (!differences.empty())
+    throw_user_error("train.initial_weights: ", source, " is of another model (left: there, right: here):\n",
+                     config::describe_differences(differences));
+  const at::NoGradGuard no_grad;
+  for (const nn::Param& param : loaded.decoder->params().params())
+    if (nn::Param* const ours = decoder.params().find(param.spec.name)) ours->value.copy_(param.value);
+}
+
 ckpt::TensorGroup model_group(nn::Decoder& decoder) {
   ckpt::TensorGroup group{kModelGroup, {}};
   for (const nn::Param& param : decoder.params().params())
@@ -65,14 +95,15 @@ ckpt::TensorGroup model_group(nn::Decoder& decoder) {
   return group;
 }
 
-LoadedModel load_model(const std::filesystem::path& path, at::Device device) {
+LoadedModel load_model(const std::filesystem::path& path, at::Device device, bool with_tokenizer) {
   const ckpt::Checkpoint checkpoint = ckpt::open_run_or_checkpoint(path);
   LoadedModel loaded;
   loaded.config =
       config::parse_run_config(checkpoint.config(), (checkpoint.path() / "manifest.json").string());
   loaded.step = checkpoint.step();
   loaded.checkpoint = checkpoint.path();
-  loaded.tokenizer = tokenizer_of(checkpoint, loaded.config.data);
+  if (with_tokenizer || loaded.config.model.vocab == 0)
+    loaded.tokenizer = tokenizer_of(checkpoint, loaded.config.data);
   loaded.config.model.vocab = vocabulary(loaded.config, loaded.tokenizer.get());
   loaded.decoder = allocated(loaded.config, device);
   for (nn::Param& param : loaded.decoder->params().params()) param.value.set_requires_grad(false);

@@ -29,6 +29,14 @@ int64_t vocabulary(const config::RunConfig& config, const data::Tokenizer* token
 // A model with its memory; values are as initialised from the seed.
 std::unique_ptr<nn::Decoder> make_model(const config::RunConfig& config, at::Device device);
 
+// Fills the model with the weights of a run or checkpoint (train.initial_weights), with conversion of dtype;
+// what multi-token prediction adds keeps its values. UserError listing what differs when the checkpoint is of
+// another model.
+void load_initial_weights(const config::RunConfig& config, nn::Decoder& decoder);
+
+// Where a run keeps what came with an imported model (ckpt/hf/export.h).
+std::filesystem::path carried_folder(const std::filesystem::path& run_dir);
+
 ckpt::TensorGroup model_group(nn::Decoder& decoder);
 
 // A trained model, ready for evaluation and generation: parameters do not require gradients.
@@ -41,7 +49,7 @@ struct LoadedModel {
 };
 
 // `path`: a run folder (its newest checkpoint) or a checkpoint. UserError when it is neither, is damaged, or
-// when its tokenizer is gone.
-LoadedModel load_model(const std::filesystem::path& path, at::Device device);
+// when its tokenizer is gone. Without `with_tokenizer` none is opened unless the vocabulary's size needs it.
+LoadedModel load_model(const std::filesystem::path& path, at::Device device, bool with_tokenizer = true);
 
 }  // namespace moebius::train

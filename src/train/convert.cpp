@@ -1,0 +1,129 @@
+#include "train/convert.h"
+
+#include <algorithm>
+#include <system_error>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "ckpt/hf/export.h"
+#include "ckpt/hf/import.h"
+#include "config/dump.h"
+#include "config/load.h"
+#include "moe/moe_feed_forward.h"
+#include "train/model_files.h"
+
+namespace moebius::train {
+namespace {
+
+namespace fs = std::filesystem;
+namespace hf = ckpt::hf;
+
+constexpr const char* kTokenizerFiles[] = {"tokenizer.json", "tokenizer.model"};
+
+// A folder that gets its name when it is complete; removed if it is not.
+class NewFolder {
+ public:
+  explicit NewFolder(fs::path path) : path_(std::move(path)) {
+    if (fs::exists(path_)) throw_user_error("'", path_.string(), "' exists already; name a new folder");
+    path_ = fs::absolute(path_).lexically_normal();
+    if (path_.filename().empty()) path_ = path_.parent_path();
+    temporary_ = path_.parent_path() / ("." + path_.filename().string() + ".partial");
+    remove_tree(temporary_);
+    make_folders(temporary_);
+  }
+  ~NewFolder() {
+    std::error_code ignored;
+    if (!temporary_.empty()) fs::remove_all(temporary_, ignored);
+  }
+  NewFolder(const NewFolder&) = delete;
+  NewFolder& operator=(const NewFolder&) = delete;
+
+  const fs::path& path() const { return temporary_; }
+  const fs::path& final_path() const { return path_; }
+  void publish() {
+    publish_folder(temporary_, path_);
+    temporary_.clear();
+  }
+
+ private:
+  fs::path path_, temporary_;
+};
+
+config::RunConfig config_of(const hf::ImportPlan& plan, const hf::ModelFolder& folder,
+                            const std::string& precision) {
+  config::RunConfig config;
+  config.model = plan.model;
+  config.train.precision = precision.empty() ? plan.precision : precision;
+  constexpr int64_t kLongest = 2048;
+  config.train.sequence =
+      std::clamp<int64_t>(folder.config().integer("max_position_embeddings", kLongest), 2, kLongest);
+  config.data.synthetic = true;
+  for (const char* const name : kTokenizerFiles) {
+    if (!fs::exists(folder.path() / name)) continue;
+    config.data.synthetic = false;
+    config.data.tokenizer = name;
+    break;
+  }
+  // What the model file says may still be nonsense; the same rules hold as for a config by hand.
+  return config::parse_run_config(config::dump(config, config::DumpStyle::kMinimal), folder.config().where());
+}
+
+// The config with which `moebius train` goes on from the converted model.
+std::string starting_config(config::RunConfig config, const fs::path& run_dir) {
+  config.train.initial_weights = run_dir.string();
+  return "# Goes on from the weights in this folder:\n#   moebius train " +
+         (run_dir / "config.toml").string() + " --run NEW --set data.files=TEXT --set train.steps=N\n" +
+         config::dump(config, config::DumpStyle::kMinimal);
+}
+
+}  // namespace
+
+FromHfResult convert_from_hf(const FromHfOptions& options) {
+  hf::ModelFolder folder = hf::ModelFolder::open(options.from);
+  const hf::ImportPlan plan = hf::plan_import(folder);
+  FromHfResult result;
+  result.architecture = plan.family->architecture;
+  result.notes = plan.notes;
+  result.config = config_of(plan, folder, options.precision);
+
+  NewFolder out(options.to);
+  const std::unique_ptr<nn::Decoder> decoder = moe::make_decoder(result.config.model);
+  decoder->params().allocate(dtype_of(result.config.train.precision), at::kCPU);
+  hf::ImportResult imported = hf::import_weights(plan, folder, decoder->params(), options.progress);
+  result.num_bytes = imported.num_bytes;
+  result.non_finite = std::move(imported.non_finite);
+  result.num_parameters = decoder->params().num_elements();
+
+  hf::write_carried(folder, carried_folder(out.path()));
+  if (!result.config.data.synthetic) {
+    const std::string& name = result.config.data.tokenizer;
+    write_file_atomic(out.path() / name, read_file(options.from / name));
+  }
+  ckpt::CheckpointMeta meta;
+  meta.config = config::dump(result.config, config::DumpStyle::kMinimal);
+  const std::vector<ckpt::TensorGroup> groups{model_group(*decoder)};
+  ckpt::save_checkpoint(out.path(), meta, groups, {});
+  write_file_atomic(out.path() / "config.toml", starting_config(result.config, out.final_path()));
+  out.publish();
+  return result;
+}
+
+ToHfResult convert_to_hf(const ToHfOptions& options) {
+  const LoadedModel loaded = load_model(options.from, at::kCPU, false);
+  const fs::path run_dir = fs::absolute(loaded.checkpoint).parent_path().parent_path();
+  hf::ExportOptions out;
+  out.family = options.family;
+  out.shard_bytes = options.shard_bytes;
+  out.max_positions = loaded.config.train.sequence;
+  out.progress = options.progress;
+  if (fs::is_directory(carried_folder(run_dir))) out.carried = carried_folder(run_dir);
+  for (const char* const name : kTokenizerFiles)
+    if (fs::exists(run_dir / name)) out.extra_files.push_back(run_dir / name);
+  ToHfResult result;
+  result.step = loaded.step;
+  result.num_bytes = hf::export_model(loaded.config.model, loaded.config.train.precision,
+                                      loaded.decoder->params(), options.to, out);
+  return result;
+}
+
+}  // namespace moebius::train

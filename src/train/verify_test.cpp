@@ -1,0 +1,120 @@
+// Every model of tests/data/models is computed as Transformers computed it; a model that differs is found
+// out.
+#include "train/verify.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/test_folder.h"
+#include "train/convert.h"
+#include "train/model_files.h"
+
+namespace moebius::train {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+
+fs::path golden_models() {
+  const char* const root = std::getenv("MOEBIUS_SOURCE_DIR");
+  return root == nullptr ? fs::path() : fs::path(root) / "tests/data/models";
+}
+
+std::vector<std::string> golden_names() {
+  std::vector<std::string> names;
+  if (!golden_models().empty())
+    for (const fs::directory_entry& entry : fs::directory_iterator(golden_models()))
+      names.push_back(entry.path().filename().string());
+  return names;
+}
+
+class GoldenModel : public testing::TestWithParam<std::string> {};
+
+TEST_P(GoldenModel, is_computed_as_transformers_computes_it) {
+  const fs::path model = golden_models() / GetParam();
+  const Verification result = verify({.model = model, .golden = model / "golden.safetensors"});
+  EXPECT_GT(result.comparisons.size(), 20);
+  for (const Comparison& row : result.comparisons)
+    EXPECT_TRUE(row.passed()) << row.name << ": " << row.error << " of " << row.tolerance << " "
+                              << row.measure;
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, GoldenModel, testing::ValuesIn(golden_names()), [](const auto& info) {
+  std::string name = info.param;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(GoldenModel);
+
+class Verify : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (golden_models().empty()) GTEST_SKIP() << "MOEBIUS_SOURCE_DIR is not set (ctest sets it)";
+    model_ = folder_.path() / "model";
+    fs::copy(golden_models() / "mixtral-window", model_);
+  }
+  void replace_in_config(const std::string& from, const std::string& to) const {
+    std::string text = read_file(model_ / "config.json");
+    const size_t at = text.find(from);
+    ASSERT_NE(at, std::string::npos) << from;
+    std::ofstream(model_ / "config.json") << text.replace(at, from.size(), to);
+  }
+  std::vector<std::string> failures() const {
+    std::vector<std::string> names;
+    for (const Comparison& row :
+         verify({.model = model_, .golden = model_ / "golden.safetensors"}).comparisons)
+      if (!row.passed()) names.push_back(row.name);
+    return names;
+  }
+
+  TestFolder folder_;
+  fs::path model_;
+};
+
+TEST_F(Verify, finds_a_wrong_epsilon_and_a_wrong_window) {
+  EXPECT_THAT(failures(), testing::IsEmpty());
+  replace_in_config("\"rms_norm_eps\": 1e-05", "\"rms_norm_eps\": 1e-06");
+  EXPECT_THAT(failures(), testing::Contains("logits"));
+  replace_in_config("\"rms_norm_eps\": 1e-06", "\"rms_norm_eps\": 1e-05");
+  replace_in_config("\"sliding_window\": 6", "\"sliding_window\": 7");
+  EXPECT_THAT(failures(), testing::Contains("logits"));
+}
+
+TEST_F(Verify, refuses_the_golden_file_of_another_model) {
+  const auto golden = golden_models() / "llama-tiny/golden.safetensors";
+  try {
+    verify({.model = model_, .golden = golden});
+    FAIL() << "nothing was refused";
+  } catch (const UserError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("golden.safetensors"));
+  }
+}
+
+TEST_F(Verify, bf16_is_near_enough) {
+  const Verification result =
+      verify({.model = model_, .golden = model_ / "golden.safetensors", .precision = "bf16"});
+  for (const Comparison& row : result.comparisons) EXPECT_TRUE(row.passed()) << row.name << " " << row.error;
+}
+
+TEST_F(Verify, a_converted_model_is_a_run_that_loads_and_comes_back) {
+  const fs::path run = folder_.path() / "run", out = folder_.path() / "out";
+  const FromHfResult result = convert_from_hf({.from = model_, .to = run});
+  EXPECT_EQ(result.architecture, "MixtralForCausalLM");
+  EXPECT_EQ(result.config.train.precision, "fp32");
+  const LoadedModel loaded = load_model(run, at::kCPU);
+  EXPECT_EQ(loaded.step, 0);
+  EXPECT_EQ(loaded.decoder->params().num_elements(), result.num_parameters);
+  convert_to_hf({.from = run, .to = out});
+  EXPECT_EQ(read_file(out / "model.safetensors"), read_file(model_ / "model.safetensors"));
+  EXPECT_THROW(convert_from_hf({.from = model_, .to = run}), UserError);
+  EXPECT_THROW(convert_to_hf({.from = run, .to = out}), UserError);
+}
+
+}  // namespace
+}  // namespace moebius::train
