@@ -124,6 +124,9 @@ def main():
             result["context"] = theirs.decode(ids[max(0, first - 8):first + 8].tolist())
         timed = json.loads(moebius(options.moebius, name, "--tokenizer", options.tokenizer, "--json", "--repeats", str(options.own_repeats)))
         result["moebius_mb_s"] = round(timed["megabytes_per_second"], 2)
+        firsts = [json.loads(moebius(options.moebius, name, "--tokenizer", options.tokenizer, "--json", "--repeats", "1"))["megabytes_per_second_first"]
+                  for _ in range(options.repeats)]
+        result["moebius_first_mb_s"] = round(statistics.median(firsts), 2)
         result["tokenizers_mb_s"] = rate(lambda: theirs.encode(text, add_special_tokens=False), size, options.repeats)
         lines = re.findall(r"[^\n]*\n|[^\n]+", text)
         result["tokenizers_lines_mb_s"] = rate(lambda: [theirs.encode(line, add_special_tokens=False) for line in lines], size, options.repeats)

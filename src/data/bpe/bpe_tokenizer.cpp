@@ -144,6 +144,8 @@ BpeTokenizer::BpeTokenizer(TokenizerFile file, Identity identity)
   split_ = recognise_split();
   word_begin_ = find_word_begin();
   splits_at_lines_ = finds_split_points();
+  file_.merges = {};  // megabytes that nothing reads from here on
+  file_.tokens = {};
 }
 
 BpeTokenizer::~BpeTokenizer() = default;

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <functional>
-#include <limits>
+#include <unordered_map>
 
 #include "base/check.h"
 
@@ -15,25 +15,41 @@ constexpr size_t kFew = 40;  // symbols up to which looking at all pairs beats a
 
 MergeTable::MergeTable(const std::vector<Merge>& merges) {
   int bits = 1;
-  while ((size_t{1} << bits) < merges.size() * 2 + 2) ++bits;
-  slots_.assign(size_t{1} << bits, {kEmpty, {}});
-  mask_ = slots_.size() - 1;
+  while ((size_t{1} << bits) < merges.size() + merges.size() / 2 + 2) ++bits;
+  keys_.assign(size_t{1} << bits, kEmpty);
+  found_.resize(keys_.size());
+  mask_ = keys_.size() - 1;
   shift_ = 64 - bits;
+  std::unordered_map<int32_t, uint32_t> last_made;  // the rank of the last merge that makes a token
   for (const Merge& merge : merges) {
     const uint64_t key = key_of(merge.left, merge.right);
     size_t i = slot_of(key);
-    while (slots_[i].key != kEmpty && slots_[i].key != key) i = (i + 1) & mask_;
-    slots_[i] = {key, {merge.rank, merge.result}};
+    while (keys_[i] != kEmpty && keys_[i] != key) i = (i + 1) & mask_;
+    keys_[i] = key;
+    found_[i] = {merge.rank, merge.result};
+    num_ranks_ = std::max<size_t>(num_ranks_, merge.rank + size_t{1});
+    uint32_t& last = last_made[merge.result];
+    last = std::max(last, merge.rank);
+  }
+  for (const Merge& merge : merges) {
+    for (const int32_t part : {merge.left, merge.right}) {
+      const auto made = last_made.find(part);
+      in_order_ &= made == last_made.end() || made->second < merge.rank;
+    }
   }
 }
 
 void MergeTable::merge(std::vector<int32_t>& symbols, Scratch& scratch) const {
   if (symbols.size() < 2) return;
-  if (symbols.size() <= kFew) {
-    merge_few(symbols);
+  if (symbols.size() <= kFew) return merge_few(symbols);
+  MOEBIUS_CHECK_LT(symbols.size(), size_t{1} << 29, "symbols in one piece");
+  link(symbols, scratch);
+  if (in_order_) {
+    merge_by_rank(symbols, scratch);
   } else {
-    merge_many(symbols, scratch);
+    merge_by_queue(symbols, scratch);
   }
+  symbols.erase(std::remove(symbols.begin(), symbols.end(), -1), symbols.end());
 }
 
 void MergeTable::merge_few(std::vector<int32_t>& symbols) const {
@@ -56,20 +72,74 @@ void MergeTable::merge_few(std::vector<int32_t>& symbols) const {
   symbols.resize(count);
 }
 
+void MergeTable::link(std::vector<int32_t>& symbols, Scratch& scratch) {
+  const auto count = static_cast<int32_t>(symbols.size());
+  scratch.before.resize(symbols.size());
+  scratch.after.resize(symbols.size());
+  for (int32_t i = 0; i < count; ++i) {
+    scratch.before[i] = i - 1;
+    scratch.after[i] = i + 1 < count ? i + 1 : -1;
+  }
+}
+
+// Rank by rank: a merge in order makes only pairs of later ranks, so all places of a rank are known when its
+// turn comes. They are the same pair; only where it could overlap itself (a a a) their order matters. A place
+// whose pair has changed by then has another rank: the text of a symbol only grows.
+void MergeTable::merge_by_rank(std::vector<int32_t>& symbols, Scratch& scratch) const {
+  auto& before = scratch.before;
+  auto& after = scratch.after;
+  auto& last_place = scratch.last_place;
+  auto& places = scratch.places;
+  auto& ranks = scratch.ranks;
+  auto& batch = scratch.batch;
+  last_place.resize(num_ranks_, -1);
+  places.clear();
+  ranks.clear();
+  const auto note = [&](int32_t left, int32_t right) {
+    const uint32_t rank = find(symbols[left], symbols[right]).rank;
+    if (rank == kNoRank) return;
+    if (last_place[rank] < 0) {
+      ranks.push_back(rank);
+      std::push_heap(ranks.begin(), ranks.end(), std::greater<>());
+    }
+    places.push_back({left, last_place[rank]});
+    last_place[rank] = static_cast<int32_t>(places.size()) - 1;
+  };
+  for (int32_t i = 0; after[i] >= 0; ++i) note(i, after[i]);
+  while (!ranks.empty()) {
+    std::pop_heap(ranks.begin(), ranks.end(), std::greater<>());
+    const uint32_t rank = ranks.back();
+    ranks.pop_back();
+    batch.clear();
+    for (int32_t i = last_place[rank]; i >= 0; i = places[i].previous) batch.push_back(places[i].at);
+    last_place[rank] = -1;
+    std::sort(batch.begin(), batch.end());
+    for (const int32_t left : batch) {
+      const int32_t right = after[left];
+      if (symbols[left] < 0 || right < 0) continue;
+      const Found found = find(symbols[left], symbols[right]);
+      if (found.rank != rank) continue;
+      symbols[left] = found.result;
+      symbols[right] = -1;
+      after[left] = after[right];
+      if (after[left] >= 0) {
+        before[after[left]] = left;
+        note(left, after[left]);
+      }
+      if (before[left] >= 0) note(before[left], left);
+    }
+  }
+}
+
 // A queue of (rank, position). Entries are not taken out when a neighbour changes: the text of a symbol only
 // grows, so a pair that has another rank by now is recognised when its old entry comes up.
-void MergeTable::merge_many(std::vector<int32_t>& symbols, Scratch& scratch) const {
-  const size_t count = symbols.size();
-  MOEBIUS_CHECK_LT(count, static_cast<size_t>(std::numeric_limits<int32_t>::max()));
-  auto& [queue, before, after] = scratch;
-  before.resize(count);
-  after.resize(count);
+void MergeTable::merge_by_queue(std::vector<int32_t>& symbols, Scratch& scratch) const {
+  auto& queue = scratch.queue;
+  auto& before = scratch.before;
+  auto& after = scratch.after;
   queue.clear();
   const auto entry = [](uint32_t rank, size_t at) { return uint64_t{rank} << 32 | at; };
-  for (size_t i = 0; i < count; ++i) {
-    before[i] = static_cast<int32_t>(i) - 1;
-    after[i] = i + 1 < count ? static_cast<int32_t>(i) + 1 : -1;
-    if (i + 1 == count) break;
+  for (size_t i = 0; i + 1 < symbols.size(); ++i) {
     if (const uint32_t rank = find(symbols[i], symbols[i + 1]).rank; rank != kNoRank)
       queue.push_back(entry(rank, i));
   }
@@ -98,7 +168,6 @@ void MergeTable::merge_many(std::vector<int32_t>& symbols, Scratch& scratch) con
     }
     if (before[left] >= 0) push(before[left], left);
   }
-  symbols.erase(std::remove(symbols.begin(), symbols.end(), -1), symbols.end());
 }
 
 }  // namespace moebius::data

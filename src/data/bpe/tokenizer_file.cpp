@@ -14,7 +14,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int64_t kMaxId = (1 << 24) - 1;  // what model.vocab allows
+constexpr int64_t kMaxId =
+    (1 << 22) - 1;  // 16 times the largest vocabularies; bounds what a wrong id allocates
 
 // json::parse keeps the last of equal keys without a word; a vocabulary with one token twice is damaged.
 void check_duplicate_tokens(const std::string& text, const std::string& what) {

@@ -1,7 +1,9 @@
 #include "data/bpe/tokenizer_file.h"
 
 #include <nlohmann/json.hpp>
+#include <random>
 
+#include "data/bpe/bpe_tokenizer.h"
 #include "data/test_files.h"
 #include "data/tokenizer.h"
 
@@ -56,12 +58,12 @@ TEST(TokenizerFile, damaged_json_is_refused_with_the_place) {
 
 TEST(TokenizerFile, ids_are_checked) {
   EXPECT_EQ(error_with("/model/vocab/b", -1),
-            "tokenizer t.json: model.vocab[\"b\"] is -1, expected an integer from 0 to 16777215");
+            "tokenizer t.json: model.vocab[\"b\"] is -1, expected an integer from 0 to 4194303");
   EXPECT_EQ(error_with("/model/vocab/b", 1ull << 63),
             "tokenizer t.json: model.vocab[\"b\"] is 9223372036854775808, expected an integer from 0 to "
-            "16777215");
+            "4194303");
   EXPECT_EQ(error_with("/model/vocab/b", "1"),
-            "tokenizer t.json: model.vocab[\"b\"] is \"1\", expected an integer from 0 to 16777215");
+            "tokenizer t.json: model.vocab[\"b\"] is \"1\", expected an integer from 0 to 4194303");
   EXPECT_EQ(error_with("/model/vocab/b", 0),
             "tokenizer t.json: model.vocab[\"b\"] is 0, which \"a\" has already");
   EXPECT_EQ(error_with("/added_tokens/0/id", 2),
@@ -126,6 +128,23 @@ TEST(TokenizerFile, what_is_not_supported_is_named) {
                  {{"type", "Sequence"}, {"pretokenizers", {{{"type", "ByteLevel"}}, {{"type", "Digits"}}}}}),
       "tokenizer t.json: pre_tokenizer.pretokenizers[1] is an object of 1 members, but nothing can come "
       "after ByteLevel");
+}
+
+// Any change of single bytes gives a tokenizer or a UserError, never anything else.
+TEST(TokenizerFile, damaged_files_are_refused_or_read) {
+  std::mt19937 random(17);
+  for (const char* name : {"llama2", "deepseek_v3", "llama3"}) {
+    const std::string text = read_file(source_file(std::string("tests/data/tokenizers/") + name + ".json"));
+    for (int i = 0; i < 60; ++i) {
+      std::string damaged = text;
+      const int changes = 1 + static_cast<int>(random() % 3);
+      for (int k = 0; k < changes; ++k)
+        damaged[random() % damaged.size()] = R"("{}[],:\0-1eanul<\\x)"[random() % 20];
+      if (i % 5 == 0) damaged.resize(random() % damaged.size());
+      user_error(
+          [&] { BpeTokenizer(parse_tokenizer_file(damaged, "t.json"), {}).encode("Some text 12 <s> é\n"); });
+    }
+  }
 }
 
 TEST(TokenizerFile, a_missing_file_is_named) {
