@@ -143,6 +143,7 @@ BpeTokenizer::BpeTokenizer(TokenizerFile file, Identity identity)
   normalized_ = AddedTokenMatcher(std::move(normalized));
   split_ = recognise_split();
   word_begin_ = find_word_begin();
+  lines_apart_ = keeps_lines_apart();
   splits_at_lines_ = finds_split_points();
   file_.merges = {};  // megabytes that nothing reads from here on
   file_.tokens = {};
@@ -223,12 +224,11 @@ bool BpeTokenizer::finds_split_points() const {
   const bool only_spaces = std::all_of(steps.begin(), steps.end(), [](const PreTokenizerStep& step) {
     return step.kind == PreTokenizerStep::Kind::kMetaspace;
   });
-  const bool knows_lines = file_.ids.contains("\n") || (file_.byte_fallback && byte_ids_['\n'] >= 0);
   const bool crosses = std::any_of(file_.merges.begin(), file_.merges.end(), [&](const Merge& merge) {
     const std::string& text = file_.tokens[static_cast<size_t>(merge.result)].text;
-    return text.find('\n') < text.size() - 1;
+    return text.find('\n') < text.size() - 1 || text.find(fallback_of_byte('\n')) != std::string::npos;
   });
-  return only_spaces && knows_lines && !crosses && !file_.ignore_merges;
+  return only_spaces && knows_line_ends() && !crosses && !file_.ignore_merges;
 }
 
 // What stands for a space, when it begins words and nothing else: no token that merging makes has it behind
@@ -246,6 +246,22 @@ std::string BpeTokenizer::find_word_begin() const {
       if (!text.substr(0, at).ends_with(space)) return "";
   }
   return space;
+}
+
+// Whether merging leaves line ends alone, and what stands beside them too (an unknown character is written
+// late: see symbols_of_characters).
+bool BpeTokenizer::keeps_lines_apart() const {
+  if (file_.byte_level || file_.ignore_merges || !knows_line_ends()) return false;
+  return std::none_of(file_.merges.begin(), file_.merges.end(), [&](const Merge& merge) {
+    const std::string& text = file_.tokens[static_cast<size_t>(merge.result)].text;
+    return text.find('\n') != std::string::npos || text.find(fallback_of_byte('\n')) != std::string::npos;
+  });
+}
+
+bool BpeTokenizer::knows_line_ends() const {
+  const bool has_all_bytes =
+      std::all_of(byte_ids_.begin(), byte_ids_.end(), [](int32_t id) { return id >= 0; });
+  return file_.ids.contains("\n") || (file_.byte_fallback && has_all_bytes);
 }
 
 size_t BpeTokenizer::split_point(std::string_view text, size_t from) const {
@@ -324,17 +340,27 @@ void BpeTokenizer::encode_plain(std::string_view text, PieceOrigin origin, Works
 void BpeTokenizer::encode_steps(std::string_view text, PieceOrigin origin, Workspace& work, Sink& out) const {
   file_.pre_tokenizer.apply(text, origin, work.pieces);
   for (std::string_view piece : work.pieces.views) {
-    while (!word_begin_.empty()) {
-      // To the next begin of a word that has something else before it.
-      size_t cut = piece.find(word_begin_, 1);
-      while (cut != std::string_view::npos && piece.substr(0, cut).ends_with(word_begin_))
-        cut = piece.find(word_begin_, cut + word_begin_.size());
-      if (cut == std::string_view::npos) break;
-      encode_piece(piece.substr(0, cut), /*readable=*/false, work, out);
+    const char* const end = piece.data() + piece.size();
+    for (size_t cut = next_cut(piece); cut < piece.size(); cut = next_cut(piece)) {
+      encode_piece(piece.substr(0, cut), end - piece.data() >= 16, work, out);
       piece.remove_prefix(cut);
     }
     encode_piece(piece, /*readable=*/false, work, out);
   }
+}
+
+// Where merging can be cut behind the begin of `piece`, or piece.size(): before the begin of a word that has
+// something else before it, and at both sides of a line end.
+size_t BpeTokenizer::next_cut(std::string_view piece) const {
+  if (word_begin_.empty() && !lines_apart_) return piece.size();
+  if (lines_apart_ && piece[0] == '\n') return 1;
+  for (size_t at = 1; at < piece.size(); ++at) {
+    if (piece[at] == '\n' && lines_apart_) return at;
+    if (!word_begin_.empty() && piece[at] == word_begin_[0] && piece.substr(at).starts_with(word_begin_) &&
+        !piece.substr(0, at).ends_with(word_begin_))
+      return at;
+  }
+  return piece.size();
 }
 
 template <class Rule>

@@ -58,6 +58,9 @@ class BpeTokenizer : public Tokenizer {
   Split recognise_split() const;
   bool finds_split_points() const;
   std::string find_word_begin() const;
+  bool keeps_lines_apart() const;
+  bool knows_line_ends() const;
+  size_t next_cut(std::string_view piece) const;
 
   TokenizerFile file_;  // without what moves into the members below
   AddedTokenMatcher raw_, normalized_;
@@ -65,7 +68,8 @@ class BpeTokenizer : public Tokenizer {
   Split split_ = Split::kSteps;
   std::array<int32_t, 256> byte_ids_;  // byte level: of each byte; byte fallback: of <0x00> … <0xFF>
   std::unordered_map<std::string, int32_t> whole_pieces_;  // with ignore_merges: tokens by their bytes
-  std::string word_begin_;  // not empty: merging never crosses the begin of this text behind another one
+  std::string word_begin_;    // not empty: merging never crosses the begin of this text behind another one
+  bool lines_apart_ = false;  // merging never joins a line end with anything
   bool splits_at_lines_ = false;
 
   mutable std::mutex mutex_;

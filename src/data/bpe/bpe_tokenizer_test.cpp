@@ -128,10 +128,13 @@ TEST(BpeTokenizer, takes_begin_and_end_of_text_from_the_files_beside_it) {
   std::filesystem::copy(source_file("tests/data/tokenizers/qwen2.json"), path);
   const auto plain = load_tokenizer_json(path);
   EXPECT_EQ(plain->bos_id(), -1);
+  EXPECT_TRUE(companions_of(path.string()).empty());
   EXPECT_EQ(plain->eos_id(), 0) << "<|endoftext|>";
   write_text(folder / "tokenizer_config.json",
              R"({"bos_token": {"content": "<|im_start|>"}, "eos_token": "<|im_end|>"})");
   const auto configured = open_tokenizer(path.string());
+  EXPECT_EQ(companions_of(path.string()),
+            std::vector<std::filesystem::path>{folder / "tokenizer_config.json"});
   EXPECT_EQ(configured->bos_id(), 1);
   EXPECT_EQ(configured->eos_id(), 2);
   EXPECT_NE(configured->fingerprint(), plain->fingerprint());

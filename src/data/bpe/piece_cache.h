@@ -80,7 +80,7 @@ class PieceCache {
   }
 
  private:
-  static constexpr size_t kShortSlots = 1 << 16, kLongSlots = 1 << 12;  // 2 MiB and 512 KiB
+  static constexpr size_t kShortSlots = 1 << 16, kLongSlots = 1 << 13;  // 2 MiB and 1 MiB
 
   struct ShortSlot {
     Key key = {0, 0};  // no piece is empty, so none has this key
