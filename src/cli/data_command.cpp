@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/units.h"
+#include "cli/data_encode_command.h"
 #include "cli/data_plan_command.h"
 #include "data/build_progress.h"
 #include "data/corpus_builder.h"
@@ -184,7 +185,8 @@ void add_build(CLI::App& parent) {
   CLI::App* command =
       parent.add_subcommand("build", "Tokenize text files into one corpus (.bin, .idx, .json)");
   command->add_option("files", arguments->files, "Text files (UTF-8); each is one document")->required();
-  command->add_option("--tokenizer", arguments->tokenizer, "'bytes', or a SentencePiece .model")
+  command
+      ->add_option("--tokenizer", arguments->tokenizer, "'bytes', a SentencePiece .model or a tokenizer.json")
       ->capture_default_str();
   command->add_option("--out", arguments->out, "Prefix of the corpus")->required();
   command->add_flag("--per-line", arguments->per_line, "Each non-empty line is a document");
@@ -223,11 +225,12 @@ void add_tokenizer(CLI::App& parent) {
 }  // namespace
 
 void add_data_command(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("data", "Build, inspect and plan corpora, train tokenizers");
+  CLI::App* command = app.add_subcommand("data", "Build, inspect and plan corpora, train and try tokenizers");
   command->require_subcommand(1);
   add_build(*command);
   add_inspect(*command);
   add_tokenizer(*command);
+  add_data_encode_command(*command);
   add_data_plan_commands(*command);
 }
 

@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -89,6 +91,23 @@ TEST_F(DataCommand, a_trained_tokenizer_builds_a_corpus_that_names_it) {
   const std::string refused = run("inspect --document 0 --tokenizer bytes " + prefix);
   EXPECT_EQ(refused.substr(0, refused.find("xxh3")),
             "error: --tokenizer bytes is bytes-1, but the corpus was built with ");
+}
+
+TEST_F(DataCommand, a_tokenizer_json_builds_a_corpus_and_shows_its_tokens) {
+  const char* root = std::getenv("MOEBIUS_SOURCE_DIR");
+  const std::string model = std::string(root ? root : ".") + "/tests/data/tokenizers/qwen2.json";
+  EXPECT_NE(run("build " + text + " --tokenizer " + model + " --out " + prefix).find(" tokens, 1 document\n"),
+            std::string::npos);
+  EXPECT_EQ(run("inspect --document 0 " + prefix + " --tokenizer " + model), "one line\nanother line\n");
+  const std::string ids = run("encode --ids " + text + " --tokenizer " + model);
+  const std::string tokens = run("encode --tokens " + text + " --tokenizer " + model);
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), ' ') + 1, std::count(tokens.begin(), tokens.end(), '\n'));
+  EXPECT_NE(tokens.find("\t\" l\"\n"), std::string::npos) << tokens;
+  const auto json = nlohmann::json::parse(run("encode --json --repeats 1 " + text + " --tokenizer " + model));
+  EXPECT_EQ(json["bytes"], 22);
+  EXPECT_EQ(json["tokens"], std::count(tokens.begin(), tokens.end(), '\n'));
+  EXPECT_TRUE(json.contains("megabytes_per_second"));
+  EXPECT_EQ(run("encode no.txt").substr(0, 7), "error: ");
 }
 
 TEST_F(DataCommand, a_subcommand_and_its_arguments_are_required) {

@@ -39,7 +39,9 @@ std::vector<data::ValidationSet::Part> parts_of(const EvalArguments& arguments,
   const data::BuildProgress progress = data::show_build_progress();
   if (!arguments.file.empty())
     return data::open_for_evaluation(arguments.file, model.tokenizer, cache_of(model), progress);
-  data::Sources sources = data::open_sources(model.config.data, cache_of(model), progress);
+  config::DataConfig config = model.config.data;
+  config.tokenizer = model.tokenizer_spec;  // the run's own copy, wherever the original is by now
+  data::Sources sources = data::open_sources(config, cache_of(model), progress);
   if (sources.validation.empty())
     throw_user_error(arguments.path, " was trained without a validation split; name a text with --data");
   return sources.validation;

@@ -2,8 +2,11 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <ctime>
+#include <filesystem>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "base/clock.h"
@@ -12,6 +15,7 @@
 #include "base/interrupt.h"
 #include "base/parallel.h"
 #include "base/units.h"
+#include "data/chat_template.h"
 #include "ops/device.h"
 #include "train/model_files.h"
 #include "train/sample.h"
@@ -21,10 +25,26 @@ namespace {
 
 struct GenerateArguments {
   std::string path, prompt = "\n", prompt_file, device = "auto";
+  std::string chat, system;
   train::SampleOptions options;
   bool no_cache = false, stats = false;
   int threads = 0;
 };
+
+// The conversation as the model's own template writes it.
+std::string chat_prompt(const GenerateArguments& arguments, const train::LoadedModel& model) {
+  const std::filesystem::path folder = std::filesystem::path(model.tokenizer_spec).parent_path();
+  const auto chat = model.tokenizer_spec == "bytes" ? std::nullopt : data::load_chat_template(folder);
+  if (!chat) {
+    throw_user_error("--chat: ", arguments.path,
+                     " has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json, "
+                     "beside its tokenizer); give the text with --prompt");
+  }
+  std::vector<data::ChatMessage> messages;
+  if (!arguments.system.empty()) messages.push_back({"system", arguments.system});
+  messages.push_back({"user", arguments.chat});
+  return chat->render_chat(messages, std::time(nullptr));
+}
 
 void run_generate(const GenerateArguments& arguments) {
   ops::load_cuda_plugin();
@@ -35,10 +55,11 @@ void run_generate(const GenerateArguments& arguments) {
                      " was trained on synthetic tokens; it has no tokenizer to write text with");
   train::SampleOptions options = arguments.options;
   options.prompt = arguments.prompt_file.empty() ? arguments.prompt : read_file(arguments.prompt_file);
+  if (!arguments.chat.empty()) options.prompt = chat_prompt(arguments, model);
   options.generate.use_cache = !arguments.no_cache;
 
   const InterruptGuard interrupts;  // Ctrl-C ends the text, not the line it stands in
-  std::cout << options.prompt << std::flush;
+  if (arguments.chat.empty()) std::cout << options.prompt << std::flush;  // of a chat the answer alone
   const double begin = steady_seconds();
   int64_t num_pieces = 0;
   train::stream_text(*model.decoder, *model.tokenizer, options, [&](std::string_view piece) {
@@ -67,6 +88,12 @@ void add_generate_command(CLI::App& app) {
       command->add_option("--prompt", arguments->prompt, "Text to continue (default: a new line)");
   command->add_option("--prompt-file", arguments->prompt_file, "Take the prompt from a file")
       ->excludes(prompt);
+  CLI::Option* chat = command
+                          ->add_option("--chat", arguments->chat,
+                                       "What a user says; the model's chat template makes the prompt of it")
+                          ->excludes(prompt)
+                          ->excludes("--prompt-file");
+  command->add_option("--system", arguments->system, "With --chat: the system message")->needs(chat);
   command->add_option("--tokens", generate.max_tokens, "Tokens to write, at most")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);

@@ -29,7 +29,8 @@ template <class V>
 void describe(V& v, DataConfig& c) {
   v.field("files", c.files, any(), "", "Text files (UTF-8) or built corpora (.idx), each one source.");
   v.field("weights", c.weights, at_least(0), "", "Share of each source; empty: by its number of tokens.");
-  v.field("tokenizer", c.tokenizer, any(), "", "'bytes', or the path of a SentencePiece .model file.");
+  v.field("tokenizer", c.tokenizer, any(), "",
+          "'bytes', or the path of a SentencePiece .model or a Hugging Face tokenizer.json.");
   v.field("cache_dir", c.cache_dir, any(), "",
           "Where built corpora are kept; empty: a folder beside the run.");
   v.field("validation_fraction", c.validation_fraction, range(0, 0.9), "",

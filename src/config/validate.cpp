@@ -189,8 +189,9 @@ void check_data(const RunConfig& c, Rules& rules) {
                 " file(s) in data.files; give one weight per file, or none");
   rules.require(data.weights.empty() || std::accumulate(data.weights.begin(), data.weights.end(), 0.0) > 0,
                 "data.weights are all 0, so no source would be read; raise one of them");
-  rules.require(!data.tokenizer.empty(),
-                "data.tokenizer is empty; use 'bytes' or the path of a SentencePiece model");
+  rules.require(
+      !data.tokenizer.empty(),
+      "data.tokenizer is empty; use 'bytes' or the path of a SentencePiece model or a tokenizer.json");
   rules.require(data.tokenizer != "bytes" || c.model.vocab == 0 || c.model.vocab >= 256 || data.synthetic,
                 "model.vocab is ", c.model.vocab,
                 ", fewer than the 256 bytes of data.tokenizer = 'bytes'; set model.vocab = 0 to let the "

@@ -216,8 +216,9 @@ INSTANTIATE_TEST_SUITE_P(
                "data.files"},
         Broken{[](RunConfig& c) { c.data.files = {""}; },
                "data.files[0] is empty; name a file or remove the entry"},
-        Broken{[](RunConfig& c) { c.data.tokenizer = ""; },
-               "data.tokenizer is empty; use 'bytes' or the path of a SentencePiece model"},
+        Broken{
+            [](RunConfig& c) { c.data.tokenizer = ""; },
+            "data.tokenizer is empty; use 'bytes' or the path of a SentencePiece model or a tokenizer.json"},
         Broken{[](RunConfig& c) { c.model.vocab = 200; },
                "model.vocab is 200, fewer than the 256 bytes of data.tokenizer = 'bytes'; set model.vocab = "
                "0 to let the "

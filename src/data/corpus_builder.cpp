@@ -77,7 +77,7 @@ class Builder {
   }
 
  private:
-  // A document or, where the tokenizer allows, a part of one that ends after a line feed.
+  // A document or, where the tokenizer allows, a part of one.
   struct Piece {
     std::string_view text;
     bool starts_document, ends_document;
@@ -99,12 +99,12 @@ class Builder {
 
   void add_document(std::string_view text) {
     bool starts = true;
-    while (text.size() > kTaskBytes && build_.tokenizer->separable_at_newlines()) {
-      const size_t newline = text.find('\n', kTaskBytes);
-      if (newline == text.npos || newline + 1 == text.size()) break;
-      add_piece({text.substr(0, newline + 1), starts, false});
+    while (text.size() > kTaskBytes) {
+      const size_t cut = build_.tokenizer->split_point(text, kTaskBytes);
+      if (cut >= text.size()) break;
+      add_piece({text.substr(0, cut), starts, false});
       starts = false;
-      text.remove_prefix(newline + 1);
+      text.remove_prefix(cut);
     }
     add_piece({text, starts, true});
   }

@@ -47,8 +47,8 @@ class SentencePieceTokenizer : public Tokenizer {
     if (!status.ok()) {
       throw_user_error(
           "tokenizer ", path.string(), " is not a SentencePiece model",
-          model.starts_with('{') ? " but JSON (a tokenizer.json of Hugging Face cannot be read)" : "",
-          "; give 'bytes' or a .model file (moebius data tokenizer --train makes one)");
+          model.starts_with('{') ? " but JSON (a tokenizer.json of Hugging Face needs the ending .json)" : "",
+          "; give 'bytes', a .model file (moebius data tokenizer --train makes one) or a tokenizer.json");
     }
     name_ = path.filename().string();
     fingerprint_ = checksum_of(model);
@@ -159,9 +159,10 @@ std::string number_after(const std::string& message, std::string_view marker) {
 
 std::shared_ptr<const Tokenizer> load_sentencepiece(const std::filesystem::path& path) {
   if (!std::filesystem::is_regular_file(path)) {
-    throw_user_error("tokenizer '", path.string(),
-                     "': there is no such file; give 'bytes' or the path of a "
-                     "SentencePiece .model (moebius data tokenizer --train makes one)");
+    throw_user_error(
+        "tokenizer '", path.string(),
+        "': there is no such file; give 'bytes' or the path of a "
+        "SentencePiece .model (moebius data tokenizer --train makes one) or of a tokenizer.json");
   }
   const std::string model = read_file(path);
   if (model.empty()) {

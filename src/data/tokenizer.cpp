@@ -11,10 +11,18 @@ constexpr std::string_view kReplacementCharacter = "\xEF\xBF\xBD";  // U+FFFD
 
 }  // namespace
 
-std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
+std::vector<int32_t> Tokenizer::encode(std::string_view text, Special special) const {
   std::vector<int32_t> ids;
+  if (special == Special::kTemplate) ids = prefix_ids_;
   encode(text, ids);
+  if (special == Special::kTemplate) ids.insert(ids.end(), suffix_ids_.begin(), suffix_ids_.end());
   return ids;
+}
+
+size_t Tokenizer::split_point(std::string_view text, size_t from) const {
+  if (!separable_at_newlines() || from >= text.size()) return text.size();
+  const size_t newline = text.find('\n', from);
+  return newline == std::string_view::npos ? text.size() : newline + 1;
 }
 
 std::string Tokenizer::decode(std::span<const int32_t> ids) const {
@@ -85,8 +93,19 @@ std::shared_ptr<const Tokenizer> make_bytes_tokenizer() {
   return tokenizer;
 }
 
+std::vector<std::filesystem::path> companions_of(const std::string& spec) {
+  std::vector<std::filesystem::path> files;
+  if (spec == "bytes") return files;
+  const std::filesystem::path folder = std::filesystem::path(spec).parent_path();
+  for (const char* name : {"tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"})
+    if (std::filesystem::is_regular_file(folder / name)) files.push_back(folder / name);
+  return files;
+}
+
 std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& spec) {
-  return spec == "bytes" ? make_bytes_tokenizer() : load_sentencepiece(spec);
+  if (spec == "bytes") return make_bytes_tokenizer();
+  return std::filesystem::path(spec).extension() == ".json" ? load_tokenizer_json(spec)
+                                                            : load_sentencepiece(spec);
 }
 
 }  // namespace moebius::data

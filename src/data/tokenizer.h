@@ -31,14 +31,26 @@ class Tokenizer {
   // the index of the corpus marks the borders, attention does not cross them, and the vocabulary stays 256.
   int32_t document_end_id() const { return eos_id_; }
 
-  // Appends the ids of `text` (well-formed UTF-8) to `ids`; adds no special tokens.
+  // What the tokenizer's own template puts before and behind one text (begin and end of text); empty for
+  // most.
+  std::span<const int32_t> prefix_ids() const { return prefix_ids_; }
+  std::span<const int32_t> suffix_ids() const { return suffix_ids_; }
+
+  // Appends the ids of `text` (well-formed UTF-8) to `ids`; adds no special tokens. A tokenizer.json
+  // recognises the text of its special tokens inside `text`; the others do not.
   virtual void encode(std::string_view text, std::vector<int32_t>& ids) const = 0;
-  std::vector<int32_t> encode(std::string_view text) const;
+  enum class Special { kNone, kTemplate };
+  // kTemplate: between prefix_ids() and suffix_ids().
+  std::vector<int32_t> encode(std::string_view text, Special special = Special::kNone) const;
 
   // True when encode(a + b) == encode(a) + encode_continued(b) for every a that ends with a line feed, so
   // that long texts may be encoded in parts, in parallel.
   virtual bool separable_at_newlines() const = 0;
-  // Appends the ids that `text` has after a line feed: as encode, but without a dummy prefix.
+  // The first place p >= from that is known to have encode(text) == encode(first p bytes) +
+  // encode_continued(rest); text.size() when there is none.
+  virtual size_t split_point(std::string_view text, size_t from) const;
+  // Appends the ids that `text` has after another text that ended at a split point: as encode, but without a
+  // dummy prefix.
   virtual void encode_continued(std::string_view text, std::vector<int32_t>& ids) const { encode(text, ids); }
 
   // The text of `ids`, byte for byte (byte pieces give their byte, special tokens nothing), which need not be
@@ -59,6 +71,7 @@ class Tokenizer {
 
   std::string name_, fingerprint_;
   int32_t bos_id_ = -1, eos_id_ = -1;
+  std::vector<int32_t> prefix_ids_, suffix_ids_;
   bool has_dummy_prefix_ = false;
 
  private:
@@ -91,8 +104,17 @@ std::shared_ptr<const Tokenizer> make_bytes_tokenizer();
 // model.
 std::shared_ptr<const Tokenizer> load_sentencepiece(const std::filesystem::path& path);
 
-// `spec` as in data.tokenizer: "bytes" or the path of a SentencePiece .model.
+// Reads a tokenizer.json of Hugging Face `tokenizers` with a BPE model; bos and eos are those of a
+// tokenizer_config.json or special_tokens_map.json beside it, else of its template. Gives the ids of that
+// package (docs/tokenizers.md). UserError naming file, field and value for what is damaged or not supported.
+std::shared_ptr<const Tokenizer> load_tokenizer_json(const std::filesystem::path& path);
+
+// `spec` as in data.tokenizer: "bytes", or the path of a SentencePiece .model or of a tokenizer.json.
 std::shared_ptr<const Tokenizer> open_tokenizer(const std::string& spec);
+
+// Files that belong to the tokenizer file of `spec` and stand beside it, as far as they exist: what says
+// where texts begin and end, and chat templates.
+std::vector<std::filesystem::path> companions_of(const std::string& spec);
 
 struct TokenizerTraining {
   std::vector<std::filesystem::path> files;

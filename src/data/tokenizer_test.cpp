@@ -130,26 +130,27 @@ TEST(SentencePiece, user_errors_name_the_file_and_the_way_out) {
   EXPECT_EQ(message(missing),
             "tokenizer '" + missing +
                 "': there is no such file; give 'bytes' or the path of a SentencePiece .model "
-                "(moebius data tokenizer --train makes one)");
+                "(moebius data tokenizer --train makes one) or of a tokenizer.json");
   const auto empty = write_text(folder / "empty.model", "");
   EXPECT_EQ(message(empty), "tokenizer " + empty.string() +
                                 " is empty; it may be a broken download: fetch or train it again");
   const auto text = write_text(folder / "text.model", "not a model at all");
   EXPECT_EQ(message(text),
             "tokenizer " + text.string() +
-                " is not a SentencePiece model; give 'bytes' or a .model file (moebius data tokenizer "
-                "--train makes one)");
-  const auto json = write_text(folder / "tokenizer.json", "{\"model\": {}}");
+                " is not a SentencePiece model; give 'bytes', a .model file (moebius data tokenizer "
+                "--train makes one) or a tokenizer.json");
+  const auto json = write_text(folder / "json.model", "{\"model\": {}}");
   EXPECT_EQ(message(json),
             "tokenizer " + json.string() +
-                " is not a SentencePiece model but JSON (a tokenizer.json of Hugging Face cannot be "
-                "read); give 'bytes' or a .model file (moebius data tokenizer --train makes one)");
+                " is not a SentencePiece model but JSON (a tokenizer.json of Hugging Face needs the ending "
+                ".json); give 'bytes', a .model file (moebius data tokenizer --train makes one) or a "
+                "tokenizer.json");
   const std::string model = read_file(source_file("tests/data/sentencepiece-test_model.model"));
   const auto cut = write_text(folder / "cut.model", model.substr(0, model.size() / 2));
   EXPECT_EQ(message(cut),
             "tokenizer " + cut.string() +
-                " is not a SentencePiece model; give 'bytes' or a .model file (moebius data tokenizer "
-                "--train makes one)");
+                " is not a SentencePiece model; give 'bytes', a .model file (moebius data tokenizer "
+                "--train makes one) or a tokenizer.json");
 }
 
 TEST(SentencePiece, training_errors_say_which_vocabulary_would_do) {

@@ -20,18 +20,19 @@ std::unique_ptr<nn::Decoder> allocated(const config::RunConfig& config, at::Devi
 
 // The tokenizer that the run keeps a copy of, else the one that its config names.
 std::shared_ptr<const data::Tokenizer> tokenizer_of(const ckpt::Checkpoint& checkpoint,
-                                                    const config::DataConfig& data) {
+                                                    const config::DataConfig& data, std::string& spec) {
   if (data.synthetic && data.tokenizer == "bytes") return nullptr;
   const std::filesystem::path copy =
       checkpoint.path().parent_path().parent_path() / tokenizer_copy_name(data.tokenizer);
   const bool has_copy = data.tokenizer != "bytes" && std::filesystem::exists(copy);
-  auto tokenizer = data::open_tokenizer(has_copy ? copy.string() : data.tokenizer);
+  spec = has_copy ? copy.string() : data.tokenizer;
+  auto tokenizer = data::open_tokenizer(spec);
   const auto state = nlohmann::json::parse(checkpoint.state_json());
   const std::string expected = state.value("tokenizer_fingerprint", tokenizer->fingerprint());
   if (tokenizer->fingerprint() != expected)
-    throw_user_error(has_copy ? copy.string() : data.tokenizer, " is the tokenizer ",
-                     tokenizer->fingerprint(), ", but ", checkpoint.path().string(), " was trained with ",
-                     expected, "; put the original file back");
+    throw_user_error(spec, " is the tokenizer ", tokenizer->fingerprint(), ", but ",
+                     checkpoint.path().string(), " was trained with ", expected,
+                     "; put the original file back");
   return tokenizer;
 }
 
@@ -103,7 +104,7 @@ LoadedModel load_model(const std::filesystem::path& path, at::Device device, boo
   loaded.step = checkpoint.step();
   loaded.checkpoint = checkpoint.path();
   if (with_tokenizer || loaded.config.model.vocab == 0)
-    loaded.tokenizer = tokenizer_of(checkpoint, loaded.config.data);
+    loaded.tokenizer = tokenizer_of(checkpoint, loaded.config.data, loaded.tokenizer_spec);
   loaded.config.model.vocab = vocabulary(loaded.config, loaded.tokenizer.get());
   loaded.decoder = allocated(loaded.config, device);
   for (nn::Param& param : loaded.decoder->params().params()) param.value.set_requires_grad(false);

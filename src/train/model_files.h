@@ -46,6 +46,7 @@ struct LoadedModel {
   std::filesystem::path checkpoint;
   std::unique_ptr<nn::Decoder> decoder;
   std::shared_ptr<const data::Tokenizer> tokenizer;  // null for synthetic data
+  std::string tokenizer_spec;                        // what it was opened from; "" for synthetic data
 };
 
 // `path`: a run folder (its newest checkpoint) or a checkpoint. UserError when it is neither, is damaged, or

@@ -318,6 +318,10 @@ void keep_tokenizer(const config::DataConfig& data, const fs::path& run_dir) {
   if (data.tokenizer == "bytes") return;
   const fs::path copy = run_dir / tokenizer_copy_name(data.tokenizer);
   if (!fs::exists(copy)) write_file_atomic(copy, read_file(data.tokenizer));
+  for (const fs::path& file : data::companions_of(data.tokenizer)) {
+    const fs::path beside = run_dir / file.filename();
+    if (!fs::exists(beside)) write_file_atomic(beside, read_file(file));
+  }
 }
 
 // What came with an imported model goes on with the runs that begin from it.
