@@ -15,6 +15,7 @@
 #include "cli/eval_command.h"
 #include "cli/generate_command.h"
 #include "cli/plan_command.h"
+#include "cli/queue_command.h"
 #include "cli/train_command.h"
 
 namespace moebius::cli {
@@ -29,6 +30,7 @@ int run(int argc, char** argv) {
   add_generate_command(app);
   add_plan_command(app);
   add_data_command(app);
+  add_queue_command(app);
   add_bench_command(app);
   add_doctor_command(app);
   try {
