@@ -154,15 +154,16 @@ std::vector<Run> simulate(const Arguments& arguments, const carbon::Trace& trace
                                      .watts_per_cpu = arguments.watts_per_cpu};
   std::vector<std::unique_ptr<carbon::Forecaster>> forecasters;
   for (const std::string& each : forecasts) {
-    forecasters.push_back(
-        carbon::make_forecaster(each, trace.values, trace.step_s, {arguments.noise, arguments.seed}));
+    forecasters.push_back(carbon::make_forecaster(each, {trace.values, trace.step_s, trace.start_unix_s},
+                                                  {arguments.noise, arguments.seed}));
   }
+  const auto oracle = carbon::make_forecaster("oracle", {trace.values, trace.step_s, trace.start_unix_s});
   std::vector<Run> runs;
   for (const int64_t start_hour : arguments.start_hours) {
     const Window window = window_of(arguments, trace, jobs, start_hour);
-    GridForecasts unused(*forecasters.front(), window.first_step, trace.step_s);
+    GridForecasts truth(*oracle, window.first_step, trace.step_s);  // which running at once does not look at
     const auto now =
-        queue::replay(window.jobs, window.grid, *queue::make_policy("now"), unused, scaling, options);
+        queue::replay(window.jobs, window.grid, *queue::make_policy("now"), truth, scaling, options);
     const queue::Summary baseline = queue::summarize(now);
     for (size_t f = 0; f < forecasts.size(); ++f) {
       GridForecasts source(*forecasters[f], window.first_step, trace.step_s);

@@ -44,7 +44,7 @@ Forecast flat(std::span<const double> past, int64_t horizon) {
 
 class Persistence final : public Forecaster {
  public:
-  Persistence(std::span<const double> series, int64_t step_s) : series_(series), day_(86400 / step_s) {}
+  explicit Persistence(const Series& series) : series_(series.values), day_(86400 / series.step_s) {}
   Forecast predict(int64_t known, int64_t horizon) override {
     if (known < day_) return flat(series_.first(known), horizon);
     Forecast forecast;
@@ -60,7 +60,7 @@ class Persistence final : public Forecaster {
 
 class SevenDay final : public Forecaster {
  public:
-  SevenDay(std::span<const double> series, int64_t step_s) : series_(series), day_(86400 / step_s) {}
+  explicit SevenDay(const Series& series) : series_(series.values), day_(86400 / series.step_s) {}
   Forecast predict(int64_t known, int64_t horizon) override {
     if (known < day_) return flat(series_.first(known), horizon);
     // profile[i]: mean over the whole days before `known`, at most seven, of the step i after `known`.
@@ -88,7 +88,7 @@ class SevenDay final : public Forecaster {
 }  // namespace
 
 const std::vector<std::string>& forecaster_names() {
-  static const std::vector<std::string> names{"oracle", "persistence", "seven_day"};
+  static const std::vector<std::string> names{"oracle", "persistence", "seven_day", "own"};
   return names;
 }
 
@@ -98,18 +98,18 @@ std::string canonical_forecaster_name(std::string_view name) {
   const auto& names = forecaster_names();
   if (std::find(names.begin(), names.end(), plain) != names.end()) return plain;
   const auto nearest = nearest_name(plain, names);
-  throw_user_error("--forecast is '", name, "', which is none of oracle, persistence, seven_day",
+  throw_user_error("--forecast is '", name, "', which is none of oracle, persistence, seven_day, own",
                    nearest ? "; is it " + *nearest + "?" : std::string());
 }
 
-std::unique_ptr<Forecaster> make_forecaster(const std::string& name, std::span<const double> series,
-                                            int64_t step_s, const OracleNoise& noise) {
-  MOEBIUS_CHECK_EQ(86400 % step_s, 0);
-  if (name == "oracle") return std::make_unique<Oracle>(series, noise);
-  if (name == "persistence") return std::make_unique<Persistence>(series, step_s);
-  if (name == "seven_day") return std::make_unique<SevenDay>(series, step_s);
-  MOEBIUS_CHECK(false, "no forecaster ", name);
-  return nullptr;
+std::unique_ptr<Forecaster> make_forecaster(const std::string& name, const Series& series,
+                                            const OracleNoise& noise) {
+  MOEBIUS_CHECK_EQ(86400 % series.step_s, 0);
+  if (name == "oracle") return std::make_unique<Oracle>(series.values, noise);
+  if (name == "persistence") return std::make_unique<Persistence>(series);
+  if (name == "seven_day") return std::make_unique<SevenDay>(series);
+  MOEBIUS_CHECK_EQ(name, "own");
+  return make_own_forecaster(series);
 }
 
 }  // namespace moebius::energy::carbon

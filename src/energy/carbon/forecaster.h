@@ -20,6 +20,13 @@ struct Forecast {
       deviations;  // standard deviation of the error of each; empty where the method knows none
 };
 
+// A recorded series; the values must outlive what is made of it.
+struct Series {
+  std::span<const double> values;  // g/kWh
+  int64_t step_s = 3600;           // divides a day
+  int64_t start_unix_s = 0;        // begin of the first step
+};
+
 class Forecaster {
  public:
   virtual ~Forecaster() = default;
@@ -46,10 +53,9 @@ struct OracleNoise {
   uint64_t seed = 0;
 };
 
-// `series` must outlive the forecaster; steps of `step_s`, which divides a day.
-std::unique_ptr<Forecaster> make_forecaster(const std::string& canonical_name, std::span<const double> series,
-                                            int64_t step_s, const OracleNoise& noise = {});
+std::unique_ptr<Forecaster> make_forecaster(const std::string& canonical_name, const Series& series,
+                                            const OracleNoise& noise = {});
 
-std::unique_ptr<Forecaster> make_own_forecaster(std::span<const double> series, int64_t step_s);
+std::unique_ptr<Forecaster> make_own_forecaster(const Series& series);
 
 }  // namespace moebius::energy::carbon
