@@ -21,7 +21,7 @@ class Outlook {
   // begin_s() <= time < end_s().
   int64_t step_at(double time_s) const;
   double value_at(double time_s) const { return values_[step_at(time_s)]; }
-  double deviation_at(double time_s) const { return deviations_.empty() ? 0 : deviations_[step_at(time_s)]; }
+  bool knows_its_error() const { return !deviations_.empty(); }
   // Begin of the step after the one that holds `time`.
   double next_border(double time_s) const {
     return static_cast<double>(begin_s_ + (step_at(time_s) + 1) * step_s_);

@@ -44,7 +44,7 @@ class Ecovisor final : public Policy {
     const double threshold = percentile(s.outlook, s.now_s, s.now_s + 86400, 0.3);
     std::vector<Piece> pieces;
     double left = s.work_left_s, budget = static_cast<double>(s.job.budget_s), at = s.now_s;
-    while (left > 0 && budget > 0) {
+    while (left > kRounding && budget > kRounding) {
       const double border = s.outlook.next_border(at);
       const bool clean = s.outlook.value_at(at) < threshold;
       for (const Piece& each : s.calendar.free_stretches(at, border, s.job.width, 1)) {
@@ -57,7 +57,7 @@ class Ecovisor final : public Policy {
           budget -= end - each.begin_s;
         }
         at = end;
-        if (left <= 0 || budget <= 0) break;
+        if (left <= kRounding || budget <= kRounding) break;
       }
     }
     for (const Piece& each : run_on(s.calendar, s.job, at, left)) append(pieces, each);
@@ -88,7 +88,7 @@ class WaitAwhile final : public Policy {
     double left = s.work_left_s;
     std::vector<Slot> chosen;
     for (const Slot& each : slots) {
-      if (left <= 0) break;
+      if (left <= kRounding) break;
       chosen.push_back({each.begin, std::min(each.end, each.begin + left), 0});
       left -= each.end - each.begin;
     }

@@ -16,13 +16,14 @@ struct Entry {
   const char* name;
   std::unique_ptr<Policy> (*make)();
 };
-constexpr std::array<Entry, 7> kPolicies = {{{"now", make_now_policy},
+constexpr std::array<Entry, 8> kPolicies = {{{"now", make_now_policy},
                                              {"lowest_slot", make_lowest_slot_policy},
                                              {"lowest_window", make_lowest_window_policy},
                                              {"carbon_time", make_carbon_time_policy},
                                              {"ecovisor", make_ecovisor_policy},
                                              {"wait_awhile", make_wait_awhile_policy},
-                                             {"elastic", make_elastic_policy}}};
+                                             {"elastic", make_elastic_policy},
+                                             {"own", make_own_policy}}};
 constexpr std::array<std::array<const char*, 2>, 4> kAliases = {
     {{"run_now", "now"}, {"threshold", "ecovisor"}, {"greedy", "elastic"}, {"carbonscaler", "elastic"}}};
 
@@ -76,7 +77,7 @@ std::vector<Piece> run_on(const Calendar& calendar, const Job& job, double begin
                           int workers) {
   std::vector<Piece> pieces;
   double at = begin_s;
-  while (run_s > 0) {
+  while (run_s > kRounding) {
     // The next stretch with room, however short, then as much of it as is needed.
     at = calendar.next_fit(at, std::numeric_limits<double>::min(), job.width * workers);
     const std::vector<Piece> free = calendar.free_stretches(at, at + run_s, job.width, workers);

@@ -37,8 +37,8 @@ class Policy {
   // until the work is done and cuts the rest off; when work is left at the end (lost to switching) it asks
   // again.
   virtual std::vector<Piece> plan(const Situation& situation) const = 0;
-  // Asks again at the begin of every step of the grid, with the forecast made then.
-  virtual bool replans() const { return false; }
+  // Whether to ask again at the begin of the next step of the grid, with the forecast made then.
+  virtual bool replans(const Outlook&) const { return false; }
 };
 
 // Names, as in docs/carbon.md:
@@ -58,6 +58,9 @@ std::string canonical_policy_name(std::string_view name);
 std::unique_ptr<Policy> make_policy(const std::string& canonical_name);
 
 // Helpers that policies share.
+
+// Seconds of work below this are rounding.
+inline constexpr double kRounding = 1e-6;
 
 // From `begin` on wherever there is room with `workers`, until `work` seconds of run time are planned.
 std::vector<Piece> run_on(const Calendar& calendar, const Job& job, double begin_s, double run_s,

@@ -10,9 +10,6 @@
 namespace moebius::queue {
 namespace {
 
-// Work below this is rounding: a microsecond.
-constexpr double kDone = 1e-6;
-
 struct Progress {
   double work_left_s = 0;
   double ran_until_s = 0;    // end of the last stretch it ran
@@ -61,7 +58,7 @@ class Replay {
       events.pop();
       calendar_.forget_before(event.time_s);
       const double next = decide(event.job, event.time_s);
-      if (progress_[event.job].work_left_s > kDone) events.push({next, event.job});
+      if (progress_[event.job].work_left_s > kRounding) events.push({next, event.job});
     }
     std::vector<JobResult> results;
     results.reserve(jobs_.size());
@@ -81,7 +78,7 @@ class Replay {
         static_cast<double>(job.budget_s + std::max(job.length_s, job.expected_length_s)), 86400);
     const double until =
         std::max(now_s, static_cast<double>(job.arrival_s)) + reach + static_cast<double>(truth_.step_s());
-    const bool running = progress.started && progress.ran_until_s >= now_s;
+    const bool running = progress.started && progress.ran_until_s >= now_s - kRounding;
     const Situation situation{.job = job,
                               .now_s = now_s,
                               .work_left_s = progress.work_left_s,
@@ -95,7 +92,7 @@ class Replay {
     std::vector<Piece> plan = policy_.plan(situation);
     MOEBIUS_CHECK(!plan.empty(), "no plan for job ", job.index);
     double next = plan.back().end_s;
-    if (policy_.replans()) next = std::min(next, truth_.next_border(now_s));
+    if (policy_.replans(situation.outlook)) next = std::min(next, truth_.next_border(now_s));
     for (size_t i = 0; i < plan.size(); ++i) {
       MOEBIUS_CHECK(plan[i].begin_s >= now_s && plan[i].begin_s < plan[i].end_s, "piece [", plan[i].begin_s,
                     ", ", plan[i].end_s, ") at ", now_s);
@@ -104,10 +101,10 @@ class Replay {
         continue;
       }
       execute(job, progress, {plan[i].begin_s, std::min(plan[i].end_s, next), plan[i].workers});
-      if (progress.work_left_s <= kDone) break;
+      if (progress.work_left_s <= kRounding) break;
       if (plan[i].end_s > next) progress.plan.push_back({next, plan[i].end_s, plan[i].workers});
     }
-    if (progress.work_left_s > kDone) {
+    if (progress.work_left_s > kRounding) {
       set_reserved(job, progress.plan, next, true);
     } else {
       progress.plan.clear();
@@ -135,7 +132,7 @@ class Replay {
   }
 
   void execute(const Job& job, Progress& progress, Piece piece) {
-    const bool paused = progress.started && progress.ran_until_s < piece.begin_s;
+    const bool paused = progress.started && progress.ran_until_s < piece.begin_s - kRounding;
     const bool resized = progress.started && progress.workers != piece.workers;
     if (paused || resized) {
       progress.result.resizes += paused ? 2 : 1;
@@ -165,7 +162,7 @@ class Replay {
     result.finish_s = progress.ran_until_s;
     result.wait_s = std::max(0.0, result.finish_s - static_cast<double>(job.arrival_s + job.length_s));
     result.missed =
-        job.deadline_unreachable || result.finish_s > static_cast<double>(job.deadline_s()) + kDone;
+        job.deadline_unreachable || result.finish_s > static_cast<double>(job.deadline_s()) + kRounding;
     return result;
   }
 

@@ -20,8 +20,8 @@ struct Grid {
 };
 
 struct ReplayOptions {
-  std::optional<int64_t> capacity;  // cpus; none: unlimited
-  int64_t switch_s = 0;             // time at full power without progress after a pause or a change of size
+  std::optional<int64_t> capacity = std::nullopt;  // cpus; none: unlimited
+  int64_t switch_s = 0;  // time at full power without progress after a pause or a change of size
   double watts_per_cpu = 1;
 };
 

@@ -29,8 +29,8 @@ struct WorkloadRules {
   int64_t short_below_s = 2 * 3600;
   int64_t short_budget_s = 6 * 3600;
   int64_t long_budget_s = 24 * 3600;
-  std::optional<int64_t> budget_s;  // one for all jobs instead of the two queues
-  bool lengths_known = false;       // expected length: the job's own, else the mean of its queue
+  std::optional<int64_t> budget_s = std::nullopt;  // one for all jobs instead of the two queues
+  bool lengths_known = false;  // expected length: the job's own, else the mean of its queue
 };
 
 // CSV, plain or .gz, with arrival_s, length_s, cpus and, optionally, deadline_s (seconds after the begin,
