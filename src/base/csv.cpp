@@ -1,0 +1,198 @@
+#include "base/csv.h"
+
+#include <zlib.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+
+#include "base/distance.h"
+#include "base/error.h"
+
+namespace moebius {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Far above any trace (a year of 5-minute values has 4 MB); a decompression bomb stops here.
+constexpr size_t kMaxBytes = size_t{1} << 30;
+
+struct CloseGz {
+  void operator()(gzFile file) const { gzclose(file); }
+};
+using GzFile = std::unique_ptr<std::remove_pointer_t<gzFile>, CloseGz>;
+
+// The text as a message can show it.
+std::string shown_text(std::string_view text) {
+  constexpr size_t kMax = 40;
+  std::string text_shown;
+  for (const char c : text.substr(0, kMax)) text_shown += c >= 0x20 && c < 0x7f ? c : '?';
+  return "'" + text_shown + (text.size() > kMax ? "...'" : "'");
+}
+
+std::string_view trimmed(std::string_view text) {
+  const auto is_blank = [](char c) { return c == ' ' || c == '\t' || c == '\r'; };
+  while (!text.empty() && is_blank(text.front())) text.remove_prefix(1);
+  while (!text.empty() && is_blank(text.back())) text.remove_suffix(1);
+  return text;
+}
+
+// Bounds in messages: as short as they can be.
+std::string shortest(double value) {
+  std::array<char, 32> text;
+  const auto [end, error] = std::to_chars(text.data(), text.data() + text.size(), value);
+  return {text.data(), end};
+}
+
+}  // namespace
+
+std::string read_text_or_gzip(const fs::path& file, std::string_view what) {
+  std::error_code ignored;
+  if (!fs::exists(file, ignored)) throw_user_error(what, " ", file.string(), ": there is no such file");
+  if (fs::is_directory(file, ignored)) {
+    throw_user_error(what, " ", file.string(), ": is a folder; name a CSV file, plain or .gz");
+  }
+  const GzFile input(gzopen(file.c_str(), "rb"));
+  if (!input) throw_user_error(what, " ", file.string(), ": cannot be read: ", std::strerror(errno));
+  std::string contents;
+  std::array<char, 1 << 16> buffer;
+  for (;;) {
+    const int count = gzread(input.get(), buffer.data(), buffer.size());
+    int status = Z_OK;
+    const char* message = gzerror(input.get(), &status);
+    if (count < 0 || status == Z_BUF_ERROR) {
+      throw_user_error(what, " ", file.string(), ": damaged gzip data (",
+                       status == Z_BUF_ERROR ? "the file is cut off" : message,
+                       "); copy or compress it again");
+    }
+    if (count == 0) break;
+    if (contents.size() + count > kMaxBytes) {
+      throw_user_error(what, " ", file.string(), ": holds more than ", kMaxBytes,
+                       " bytes; give a part of it");
+    }
+    contents.append(buffer.data(), count);
+  }
+  return contents;
+}
+
+CsvTable::CsvTable(fs::path file, std::string what)
+    : file_(std::move(file)),
+      what_(std::move(what)),
+      contents_(read_text_or_gzip(file_, what_)),
+      rest_(contents_) {
+  if (rest_.substr(0, 3) == "\xef\xbb\xbf") rest_.remove_prefix(3);
+  std::string_view header;
+  if (!next_line(&header) || trimmed(header).empty()) {
+    throw_user_error(name(), ": has no header line; the first line names the columns");
+  }
+  split(header);
+  for (const std::string_view field : fields_) {
+    if (std::find(columns_.begin(), columns_.end(), field) != columns_.end()) {
+      throw_user_error(name(), ", line 1: column ", shown_text(field),
+                       " appears twice; each column needs a name of its own");
+    }
+    columns_.emplace_back(field);
+  }
+}
+
+std::optional<size_t> CsvTable::find_column(std::string_view name) const {
+  const auto found = std::find(columns_.begin(), columns_.end(), name);
+  if (found == columns_.end()) return std::nullopt;
+  return static_cast<size_t>(found - columns_.begin());
+}
+
+size_t CsvTable::column(std::string_view wanted) const {
+  if (const auto found = find_column(wanted)) return *found;
+  std::string present;
+  for (const std::string& each : columns_) present += (present.empty() ? "" : ", ") + shown_text(each);
+  const auto nearest = nearest_name(wanted, columns_);
+  throw_user_error(
+      name(), ", line 1: there is no column '", wanted, "' among ", present,
+      nearest ? "; is it " + shown_text(*nearest) + "?" : "; add it to the header and to every row");
+}
+
+bool CsvTable::next() {
+  std::string_view line;
+  if (!next_line(&line)) return false;
+  if (trimmed(line).empty()) {
+    // Only the end of the file may be empty.
+    const int64_t empty = line_;
+    std::string_view later;
+    while (next_line(&later)) {
+      if (!trimmed(later).empty()) {
+        throw_user_error(name(), ", line ", empty,
+                         ": is empty between rows; remove it, or add the row that is missing");
+      }
+    }
+    return false;
+  }
+  split(line);
+  if (fields_.size() != columns_.size()) {
+    throw_user_error(name(), ", line ", line_, ": ", shown_text(line), " has ", fields_.size(),
+                     " fields, but the header names ", columns_.size(), " columns");
+  }
+  return true;
+}
+
+double CsvTable::number(size_t column, double least, double most) const {
+  const std::string_view field = fields_[column];
+  if (field.empty()) refuse(column, "is empty; give a number or remove the row");
+  double value = 0;
+  const auto [end, error] = std::from_chars(field.data(), field.data() + field.size(), value);
+  if (error == std::errc::invalid_argument || end != field.data() + field.size())
+    refuse(column, "is not a number");
+  if (error == std::errc::result_out_of_range || !std::isfinite(value))
+    refuse(column, "is not a finite number");
+  if (value < least || value > most) {
+    refuse(column, concat("is not in [", shortest(least), ", ", shortest(most), "]"));
+  }
+  return value;
+}
+
+int64_t CsvTable::whole(size_t column, int64_t least, int64_t most) const {
+  const std::string_view field = fields_[column];
+  if (field.empty()) refuse(column, "is empty; give a whole number or remove the row");
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(field.data(), field.data() + field.size(), value);
+  if (error == std::errc::invalid_argument || end != field.data() + field.size())
+    refuse(column, "is not a whole number");
+  if (error == std::errc::result_out_of_range || value < least || value > most) {
+    refuse(column, concat("is not in [", least, ", ", most, "]"));
+  }
+  return value;
+}
+
+void CsvTable::refuse(size_t column, const std::string& reason) const {
+  throw_user_error(name(), ", line ", line_, ", ", columns_[column], ": ", shown_text(fields_[column]), " ",
+                   reason);
+}
+
+std::string CsvTable::name() const {
+  return what_ + " " + file_.string();
+}
+
+bool CsvTable::next_line(std::string_view* line) {
+  if (rest_.empty()) return false;
+  const size_t end = rest_.find('\n');
+  *line = rest_.substr(0, end);
+  rest_.remove_prefix(end == std::string_view::npos ? rest_.size() : end + 1);
+  ++line_;
+  return true;
+}
+
+void CsvTable::split(std::string_view line) {
+  fields_.clear();
+  for (;;) {
+    const size_t comma = line.find(',');
+    fields_.push_back(trimmed(line.substr(0, comma)));
+    if (comma == std::string_view::npos) return;
+    line.remove_prefix(comma + 1);
+  }
+}
+
+}  // namespace moebius

@@ -1,0 +1,15 @@
+// `moebius queue`: carbon-aware job queue; `simulate` replays jobs against a recorded grid.
+#pragma once
+
+namespace CLI {
+class App;
+}
+
+namespace moebius::cli {
+
+// Adds the subcommand; its work happens in the callbacks, UserErrors leave as exceptions.
+void add_queue_command(CLI::App& app);
+// Adds `simulate` below it (cli/queue_simulate_command.cpp).
+void add_queue_simulate_command(CLI::App& queue);
+
+}  // namespace moebius::cli
