@@ -69,10 +69,20 @@ void run_to_hf(const train::ToHfOptions& given) {
               options.to.c_str());
 }
 
+void run_upcycle(const train::UpcycleOptions& options) {
+  const train::UpcycleResult result = train::convert_upcycle(options);
+  std::printf("%s parameters became %s: %lld experts in every layer, %lld per token; written to %s\n",
+              format_count(static_cast<double>(result.parameters_before)).c_str(),
+              format_count(static_cast<double>(result.parameters_after)).c_str(),
+              static_cast<long long>(options.experts), static_cast<long long>(options.top_k),
+              options.to.c_str());
+}
+
 }  // namespace
 
 void add_convert_command(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("convert", "Models from and to the Hugging Face layout");
+  CLI::App* command = app.add_subcommand(
+      "convert", "Models from and to the Hugging Face layout, and dense ones to ones with experts");
   command->require_subcommand(1);
 
   CLI::App* from = command->add_subcommand("hf", "Make a run folder out of a Hugging Face model folder");
@@ -94,6 +104,22 @@ void add_convert_command(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   to->callback([to_options] { run_to_hf(*to_options); });
+
+  CLI::App* upcycle = command->add_subcommand(
+      "upcycle", "Make a model with experts out of a dense one by copying its feed-forward layers");
+  auto upcycle_options = std::make_shared<train::UpcycleOptions>();
+  upcycle->add_option("run", upcycle_options->from, "Run folder or checkpoint of a dense model")->required();
+  upcycle->add_option("out", upcycle_options->to, "Run folder to make")->required();
+  upcycle->add_option("--experts", upcycle_options->experts, "Copies of each feed-forward")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  upcycle->add_option("--top-k", upcycle_options->top_k, "Experts that each token is sent to")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  upcycle->add_option("--seed", upcycle_options->seed, "Seed of the routers")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  upcycle->callback([upcycle_options] { run_upcycle(*upcycle_options); });
 }
 
 }  // namespace moebius::cli

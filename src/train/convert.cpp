@@ -10,6 +10,7 @@
 #include "config/dump.h"
 #include "config/load.h"
 #include "moe/moe_feed_forward.h"
+#include "moe/upcycle.h"
 #include "train/model_files.h"
 
 namespace moebius::train {
@@ -98,6 +99,8 @@ FromHfResult convert_from_hf(const FromHfOptions& options) {
   if (!result.config.data.synthetic) {
     const std::string& name = result.config.data.tokenizer;
     write_file_atomic(out.path() / name, read_file(options.from / name));
+    for (const fs::path& file : data::companions_of((options.from / name).string()))
+      write_file_atomic(out.path() / file.filename(), read_file(file));
   }
   ckpt::CheckpointMeta meta;
   meta.config = config::dump(result.config, config::DumpStyle::kMinimal);
@@ -124,6 +127,42 @@ ToHfResult convert_to_hf(const ToHfOptions& options) {
   result.num_bytes = hf::export_model(loaded.config.model, loaded.config.train.precision,
                                       loaded.decoder->params(), options.to, out);
   return result;
+}
+
+UpcycleResult convert_upcycle(const UpcycleOptions& options) {
+  const LoadedModel dense = load_model(options.from, at::kCPU, false);
+  config::RunConfig config = dense.config;
+  config::MoeConfig moe;
+  moe.experts = options.experts;
+  moe.top_k = options.top_k;
+  config.model = moe::upcycled_config(dense.config.model, moe);
+  config.train.seed = options.seed;
+  config.train.initial_weights.clear();
+  config = config::parse_run_config(config::dump(config, config::DumpStyle::kMinimal), options.from.string());
+
+  NewFolder out(options.to);
+  const std::unique_ptr<nn::Decoder> routed = moe::make_decoder(config.model);
+  routed->params().allocate(dtype_of(config.train.precision), at::kCPU);
+  routed->params().initialise(static_cast<uint64_t>(options.seed));
+  moe::upcycle(dense.decoder->params(), routed->params());
+
+  const fs::path run_dir = fs::absolute(dense.checkpoint).parent_path().parent_path();
+  const auto copy = [&](const fs::path& file) {
+    write_file_atomic(out.path() / file.filename(), read_file(file));
+  };
+  const fs::path tokenizer = run_dir / tokenizer_copy_name(config.data.tokenizer);
+  if (config.data.tokenizer != "bytes" && fs::exists(tokenizer)) {
+    copy(tokenizer);
+    for (const fs::path& file : data::companions_of(tokenizer.string())) copy(file);
+    config.data.tokenizer = tokenizer.filename().string();
+  }
+  ckpt::CheckpointMeta meta;
+  meta.config = config::dump(config, config::DumpStyle::kMinimal);
+  const std::vector<ckpt::TensorGroup> groups{model_group(*routed)};
+  ckpt::save_checkpoint(out.path(), meta, groups, {});
+  write_file_atomic(out.path() / "config.toml", starting_config(config, out.final_path()));
+  out.publish();
+  return {dense.decoder->params().num_elements(), routed->params().num_elements()};
 }
 
 }  // namespace moebius::train

@@ -47,4 +47,18 @@ struct ToHfResult {
 
 ToHfResult convert_to_hf(const ToHfOptions& options);
 
+struct UpcycleOptions {
+  std::filesystem::path from, to;  // run folder or checkpoint of a dense model; run folder to make
+  int64_t experts = 8, top_k = 2;
+  int64_t seed = 1;  // of the routers
+};
+
+struct UpcycleResult {
+  int64_t parameters_before = 0, parameters_after = 0;
+};
+
+// Makes a run whose model computes what the dense one does, with `experts` copies of each feed-forward
+// (moe/upcycle.h), as a start for training.
+UpcycleResult convert_upcycle(const UpcycleOptions& options);
+
 }  // namespace moebius::train

@@ -2,6 +2,7 @@
 // out.
 #include "train/verify.h"
 
+#include <ATen/ATen.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -114,6 +115,19 @@ TEST_F(Verify, a_converted_model_is_a_run_that_loads_and_comes_back) {
   EXPECT_EQ(read_file(out / "model.safetensors"), read_file(model_ / "model.safetensors"));
   EXPECT_THROW(convert_from_hf({.from = model_, .to = run}), UserError);
   EXPECT_THROW(convert_to_hf({.from = run, .to = out}), UserError);
+}
+
+TEST_F(Verify, an_upcycled_model_computes_what_the_dense_one_did) {
+  const fs::path dense = folder_.path() / "dense", routed = folder_.path() / "routed";
+  convert_from_hf({.from = golden_models() / "llama-tiny", .to = dense});
+  const UpcycleResult result = convert_upcycle({.from = dense, .to = routed, .experts = 4, .top_k = 2});
+  EXPECT_GT(result.parameters_after, 2 * result.parameters_before);
+  const LoadedModel before = load_model(dense, at::kCPU), after = load_model(routed, at::kCPU);
+  const at::Tensor tokens_T = at::arange(20, at::kLong) * 5 % 128;
+  nn::KvCache cache_before = before.decoder->make_cache(32), cache_after = after.decoder->make_cache(32);
+  const at::Tensor want_V = before.decoder->next_logits(tokens_T, cache_before);
+  const at::Tensor have_V = after.decoder->next_logits(tokens_T, cache_after);
+  EXPECT_LE((have_V - want_V).abs().max().item<float>(), 1e-5f * want_V.abs().max().item<float>());
 }
 
 }  // namespace
