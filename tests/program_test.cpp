@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -64,6 +65,35 @@ TEST_F(Program, trains_evaluates_and_writes_text) {
   std::vector<std::string> without = generate;
   without.emplace_back("--no-cache");
   EXPECT_EQ(run_program(without).output, cached.output);
+}
+
+TEST_F(Program, a_run_keeps_its_tokenizer_json_and_answers_in_its_chat_template) {
+  const char* root = std::getenv("MOEBIUS_SOURCE_DIR");
+  const fs::path folder = folder_ / "tokenizer";
+  fs::create_directories(folder);
+  fs::copy(fs::path(root ? root : ".") / "tests/data/tokenizers/qwen2.json", folder / "tokenizer.json");
+  write_file_atomic(folder / "tokenizer_config.json", R"({"eos_token": "<|im_end|>"})");
+  write_file_atomic(folder / "chat_template.jinja",
+                    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+                    "{% if messages|length > 2 %}{{ raise_exception('too long') }}{% endif %}");
+  const Finished trained = train({"--set", "data.tokenizer=" + (folder / "tokenizer.json").string()});
+  ASSERT_EQ(trained.code, 0) << trained.errors;
+  fs::remove_all(folder);
+  const Finished evaluation = run_program({"eval", run_, "--device", "cpu"});
+  EXPECT_EQ(evaluation.code, 0) << evaluation.errors;
+  const std::vector<std::string> chat{"generate", run_, "--chat",   "owls?", "--system",      "Be brief.",
+                                      "--tokens", "8",  "--device", "cpu",   "--temperature", "0"};
+  const Finished answer = run_program(chat);
+  ASSERT_EQ(answer.code, 0) << answer.errors;
+  const Finished prompted =
+      run_program({"generate", run_, "--prompt",
+                   "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nowls?<|im_end|>\n", "--tokens",
+                   "8", "--device", "cpu", "--temperature", "0"});
+  EXPECT_TRUE(prompted.output.ends_with(answer.output)) << answer.output << " / " << prompted.output;
+  fs::remove(fs::path(run_) / "chat_template.jinja");
+  const Finished refused = run_program(chat);
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_THAT(refused.errors, HasSubstr("--chat: " + run_ + " has no chat template"));
 }
 
 TEST_F(Program, the_run_of_a_second_call_needs_a_decision) {

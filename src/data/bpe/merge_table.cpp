@@ -113,7 +113,8 @@ void MergeTable::merge_by_rank(std::vector<int32_t>& symbols, Scratch& scratch) 
     batch.clear();
     for (int32_t i = last_place[rank]; i >= 0; i = places[i].previous) batch.push_back(places[i].at);
     last_place[rank] = -1;
-    std::sort(batch.begin(), batch.end());
+    std::reverse(batch.begin(), batch.end());
+    if (!std::is_sorted(batch.begin(), batch.end())) std::sort(batch.begin(), batch.end());
     for (const int32_t left : batch) {
       const int32_t right = after[left];
       if (symbols[left] < 0 || right < 0) continue;
