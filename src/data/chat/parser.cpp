@@ -13,7 +13,7 @@ void Location::fail(const std::string& reason) const {
 
 namespace {
 
-constexpr int kMaxDepth = 100;
+constexpr int kMaxStatementDepth = 100;
 
 class TemplateParser {
  public:
@@ -38,7 +38,7 @@ class TemplateParser {
 
   // Up to one of `ends`, which stays; to the end of the template where there are none.
   Block statements(const std::set<std::string>& ends, int depth) {
-    if (depth > kMaxDepth) fail(segments_[at_].line, "blocks are nested too deep");
+    if (depth > kMaxStatementDepth) fail(segments_[at_].line, "blocks are nested too deep");
     Block block;
     while (at_ < segments_.size()) {
       const Segment& segment = segments_[at_];
