@@ -272,7 +272,8 @@ void add_queue_simulate_command(CLI::App& queue) {
       ->required();
   command->add_option("--carbon", a->carbon, "CSV of the grid's intensity by hour or less; plain or .gz")
       ->required();
-  command->add_option("--year", a->year, "Year of the trace in which the replay begins (default: its first)");
+  command->add_option("--year", a->year, "Year of the trace in which the replay begins (default: its first)")
+      ->check(CLI::Range(1900, 2200));
   command
       ->add_option("--start-hour", a->start_hours,
                    "Hour of the year at which time 0 of the jobs lies; several with commas")

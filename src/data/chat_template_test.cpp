@@ -10,7 +10,7 @@ namespace {
 
 using nlohmann::ordered_json;
 
-const ordered_json& golden() {
+const ordered_json& golden_chats() {
   static const ordered_json all =
       ordered_json::parse(read_file(source_file("tests/data/chat_templates.json")));
   return all;
@@ -18,7 +18,7 @@ const ordered_json& golden() {
 
 std::time_t golden_now() {
   std::tm parts{};
-  strptime(golden()["now"].get<std::string>().c_str(), "%Y-%m-%dT%H:%M:%S", &parts);
+  strptime(golden_chats()["now"].get<std::string>().c_str(), "%Y-%m-%dT%H:%M:%S", &parts);
   parts.tm_isdst = -1;
   return std::mktime(&parts);
 }
@@ -28,12 +28,12 @@ std::string render(const std::string& source, const ordered_json& variables = or
 }
 
 // The UserError of a template without variables.
-std::string error_of(const std::string& source) {
+std::string template_error_of(const std::string& source) {
   return user_error([&] { render(source); });
 }
 
 TEST(ChatTemplate, writes_what_jinja2_writes) {
-  for (const auto& each : golden()["templates"]) {
+  for (const auto& each : golden_chats()["templates"]) {
     const ChatTemplate chat(each["template"].get<std::string>(), "t.jinja");
     for (const auto& one : each["cases"]) {
       const std::string name = each["name"].get<std::string>() + " with " + one["variables"].dump();
@@ -53,42 +53,45 @@ TEST(ChatTemplate, writes_what_jinja2_writes) {
 }
 
 TEST(ChatTemplate, errors_name_the_line_and_the_construct) {
-  EXPECT_EQ(error_of("a\n{% if x %}b"),
+  EXPECT_EQ(template_error_of("a\n{% if x %}b"),
             "t.jinja, line 2: a block does not end with {% elif %} or {% else %} or {% endif %}");
-  EXPECT_EQ(error_of("\n{{ x"), "t.jinja, line 2: a tag {{ does not end with }}");
-  EXPECT_EQ(error_of("{{ 'x }}"), "t.jinja, line 1: a string does not end");
-  EXPECT_EQ(error_of("{# x"), "t.jinja, line 1: a comment {# does not end with #}");
-  EXPECT_EQ(error_of("\n\n{{ x y }}"), "t.jinja, line 3: did not expect 'y'");
-  EXPECT_EQ(error_of("{{ ! }}"), "t.jinja, line 1: '!' is not expected here");
-  EXPECT_EQ(error_of("{{ 1 + }}"), "t.jinja, line 1: expected an expression, found the end of the tag");
-  EXPECT_EQ(error_of("{% include 'x' %}"),
+  EXPECT_EQ(template_error_of("\n{{ x"), "t.jinja, line 2: a tag {{ does not end with }}");
+  EXPECT_EQ(template_error_of("{{ 'x }}"), "t.jinja, line 1: a string does not end");
+  EXPECT_EQ(template_error_of("{# x"), "t.jinja, line 1: a comment {# does not end with #}");
+  EXPECT_EQ(template_error_of("\n\n{{ x y }}"), "t.jinja, line 3: did not expect 'y'");
+  EXPECT_EQ(template_error_of("{{ ! }}"), "t.jinja, line 1: '!' is not expected here");
+  EXPECT_EQ(template_error_of("{{ 1 + }}"),
+            "t.jinja, line 1: expected an expression, found the end of the tag");
+  EXPECT_EQ(template_error_of("{% include 'x' %}"),
             "t.jinja, line 1: {% include %} is not expected or not supported here");
-  EXPECT_EQ(error_of("{% endif %}"), "t.jinja, line 1: {% endif %} is not expected or not supported here");
-  EXPECT_EQ(error_of("{{ 1|shout }}"), "t.jinja, line 1: there is no filter 'shout'");
-  EXPECT_EQ(error_of("{{ 1 is loud }}"), "t.jinja, line 1: there is no test 'loud'");
-  EXPECT_EQ(error_of("{{ shout(1) }}"), "t.jinja, line 1: there is no function or macro 'shout'");
-  EXPECT_EQ(error_of("{{ 'a'.encode() }}"), "t.jinja, line 1: a string has no method 'encode'");
-  EXPECT_EQ(error_of("{{ [].append(1) }}"), "t.jinja, line 1: a list has no method 'append'");
-  EXPECT_EQ(error_of("{{ tools.x }}"), "t.jinja, line 1: .x of 'tools', which is undefined");
-  EXPECT_EQ(error_of("{{ 'a' + none }}"), "t.jinja, line 1: '+' of a string and none");
-  EXPECT_EQ(error_of("\n{{ raise_exception('roles must alternate') }}"),
+  EXPECT_EQ(template_error_of("{% endif %}"),
+            "t.jinja, line 1: {% endif %} is not expected or not supported here");
+  EXPECT_EQ(template_error_of("{{ 1|shout }}"), "t.jinja, line 1: there is no filter 'shout'");
+  EXPECT_EQ(template_error_of("{{ 1 is loud }}"), "t.jinja, line 1: there is no test 'loud'");
+  EXPECT_EQ(template_error_of("{{ shout(1) }}"), "t.jinja, line 1: there is no function or macro 'shout'");
+  EXPECT_EQ(template_error_of("{{ 'a'.encode() }}"), "t.jinja, line 1: a string has no method 'encode'");
+  EXPECT_EQ(template_error_of("{{ [].append(1) }}"), "t.jinja, line 1: a list has no method 'append'");
+  EXPECT_EQ(template_error_of("{{ tools.x }}"), "t.jinja, line 1: .x of 'tools', which is undefined");
+  EXPECT_EQ(template_error_of("{{ 'a' + none }}"), "t.jinja, line 1: '+' of a string and none");
+  EXPECT_EQ(template_error_of("\n{{ raise_exception('roles must alternate') }}"),
             "t.jinja, line 2: the template refuses this conversation: roles must alternate");
-  EXPECT_EQ(error_of("{{ 1 // 0 }}"), "t.jinja, line 1: a division by zero");
+  EXPECT_EQ(template_error_of("{{ 1 // 0 }}"), "t.jinja, line 1: a division by zero");
 }
 
 TEST(ChatTemplate, templates_that_never_end_are_stopped) {
-  EXPECT_EQ(error_of("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"),
+  EXPECT_EQ(template_error_of("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"),
             "t.jinja, line 1: macros call each other more than 100 deep");
-  EXPECT_EQ(error_of("{{ range(10000000) }}"), "t.jinja, line 1: a range of more than 100000 numbers");
-  EXPECT_EQ(error_of("{{ 'x' * 1000000000 }}"), "t.jinja, line 1: a text of more than 64 MiB");
-  EXPECT_EQ(error_of(std::string("{{ ") + std::string(5000, '(') + "}}"),
+  EXPECT_EQ(template_error_of("{{ range(10000000) }}"),
+            "t.jinja, line 1: a range of more than 100000 numbers");
+  EXPECT_EQ(template_error_of("{{ 'x' * 1000000000 }}"), "t.jinja, line 1: a text of more than 64 MiB");
+  EXPECT_EQ(template_error_of(std::string("{{ ") + std::string(5000, '(') + "}}"),
             "t.jinja, line 1: expressions are nested too deep");
   std::string sum = "{{ 1";
   for (int i = 0; i < 5000; ++i) sum += " + 1";
-  EXPECT_EQ(error_of(sum + " }}"), "t.jinja, line 1: an expression has more than 4000 parts");
+  EXPECT_EQ(template_error_of(sum + " }}"), "t.jinja, line 1: an expression has more than 4000 parts");
   std::string blocks;
   for (int i = 0; i < 5000; ++i) blocks += "{% if 1 %}";
-  EXPECT_EQ(error_of(blocks), "t.jinja, line 1: blocks are nested too deep");
+  EXPECT_EQ(template_error_of(blocks), "t.jinja, line 1: blocks are nested too deep");
 }
 
 TEST(ChatTemplate, comes_from_the_files_of_a_tokenizer) {

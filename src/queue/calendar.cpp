@@ -63,18 +63,20 @@ double Calendar::next_fit(double begin_s, double duration_s, int64_t width) cons
   return start;
 }
 
-std::vector<Piece> Calendar::free_stretches(double begin_s, double end_s, int64_t width, int most) const {
+std::vector<Piece> Calendar::free_stretches(double begin_s, double end_s, int64_t width, int most,
+                                            double keep_free) const {
   std::vector<Piece> stretches;
   if (!capacity_) {
     stretches.push_back({begin_s, end_s, most});
     return stretches;
   }
+  const auto usable = static_cast<int64_t>(static_cast<double>(*capacity_) * (1 - keep_free));
   auto after = used_.upper_bound(begin_s);
   double begin = begin_s;
   int64_t used = used_at(after);
   while (begin < end_s) {
     const double end = after == used_.end() ? end_s : std::min(after->first, end_s);
-    const int workers = static_cast<int>(std::min<int64_t>(most, (*capacity_ - used) / width));
+    const int workers = static_cast<int>(std::clamp<int64_t>((usable - used) / width, 0, most));
     if (!stretches.empty() && stretches.back().workers == workers) {
       stretches.back().end_s = end;
     } else {

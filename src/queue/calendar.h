@@ -28,8 +28,9 @@ class Calendar {
   // Earliest time >= begin from which `width` is free for `duration`. Width <= capacity.
   double next_fit(double begin_s, double duration_s, int64_t width) const;
   // [begin, end) as stretches with a constant number of workers of `width` that fit, at most `most`; gaps
-  // have 0.
-  std::vector<Piece> free_stretches(double begin_s, double end_s, int64_t width, int most) const;
+  // have 0. `keep_free`: share of the capacity that counts as taken.
+  std::vector<Piece> free_stretches(double begin_s, double end_s, int64_t width, int most,
+                                    double keep_free = 0) const;
   // Drops what lies before `time`; later calls must not ask about it.
   void forget_before(double time_s);
 

@@ -36,6 +36,12 @@ TEST(Calendar, shows_stretches_of_equal_room) {
   EXPECT_EQ(stretches[1].workers, 0);
   EXPECT_EQ(stretches[2].end_s, 25);
   EXPECT_EQ(stretches[2].workers, 2);
+  // Half of it kept free: two of four before 10, none while three or four are used.
+  const auto careful = calendar.free_stretches(5, 25, 1, 9, 0.5);
+  ASSERT_EQ(careful.size(), 3u);
+  EXPECT_EQ(careful[0].workers, 2);
+  EXPECT_EQ(careful[1].workers, 0);
+  EXPECT_EQ(careful[1].end_s, 20);
 }
 
 TEST(Calendar, without_a_capacity_all_is_free) {

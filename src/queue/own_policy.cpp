@@ -7,7 +7,9 @@
 // Waiting is not free: an hour of delay has to save kImpatience of the mean intensity. That keeps jobs from
 // going to the end of their budget for next to nothing, as on flat grids, and makes the earlier of equal
 // plans win. Where switching costs time, pauses and changes of size have to earn it (switching_plan.h).
-// Deadlines hold: what is left always fits before the deadline as long as it did at the arrival.
+// On a machine of limited capacity jobs that wait for clean hours leave kKeepFree of it to those that come
+// later and cannot wait, as long as their own deadlines allow. Deadlines hold: what is left always fits
+// before the deadline as long as it did at the arrival.
 #include "queue/policy.h"
 #include "queue/slots.h"
 #include "queue/switching_plan.h"
@@ -16,6 +18,7 @@ namespace moebius::queue {
 namespace {
 
 constexpr double kImpatience = 0.0003;
+constexpr double kKeepFree = 0.15;
 
 void weigh_waiting(const Situation& s, std::vector<Slot>& slots) {
   if (slots.empty()) return;
@@ -29,7 +32,16 @@ class Own final : public Policy {
  public:
   bool replans(const Outlook& outlook) const override { return outlook.knows_its_error(); }
   std::vector<Piece> plan(const Situation& s) const override {
-    std::vector<Slot> slots = slots_until(s, static_cast<double>(s.job.deadline_s()));
+    const auto deadline = static_cast<double>(s.job.deadline_s());
+    if (s.calendar.limited()) {
+      std::vector<Piece> pieces = plan_in(s, slots_until(s, deadline, kKeepFree));
+      if (pieces.back().end_s <= deadline) return pieces;
+    }
+    return plan_in(s, slots_until(s, deadline));
+  }
+
+ private:
+  static std::vector<Piece> plan_in(const Situation& s, std::vector<Slot> slots) {
     weigh_waiting(s, slots);
     return s.switch_s > 0 ? switching_plan(s, slots) : greedy_plan(s, slots);
   }

@@ -20,11 +20,11 @@ struct Worse {
 
 }  // namespace
 
-std::vector<Slot> slots_until(const Situation& s, double until_s) {
+std::vector<Slot> slots_until(const Situation& s, double until_s, double keep_free) {
   std::vector<Slot> slots;
   if (!(s.now_s < until_s)) return slots;
   for (const Piece& free :
-       s.calendar.free_stretches(s.now_s, until_s, s.job.width, s.scaling.max_workers())) {
+       s.calendar.free_stretches(s.now_s, until_s, s.job.width, s.scaling.max_workers(), keep_free)) {
     for (double at = free.begin_s; at < free.end_s;) {
       const double end = std::min(s.outlook.next_border(at), free.end_s);
       slots.push_back({at, end, s.outlook.value_at(at), free.workers});

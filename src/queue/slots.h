@@ -17,7 +17,8 @@ struct Slot {
 };
 
 // Slots of [now, until) in order, touching each other, those without room included (max_workers 0).
-std::vector<Slot> slots_until(const Situation& situation, double until_s);
+// `keep_free`: share of the capacity that counts as taken.
+std::vector<Slot> slots_until(const Situation& situation, double until_s, double keep_free = 0);
 
 // The greedy of CarbonScaler (Hanafy et al., SIGMETRICS 2024): repeatedly takes the (slot, next worker) with
 // the largest marginal throughput / (marginal power x value) until the work is done; the last one counts for
