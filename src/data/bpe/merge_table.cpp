@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <functional>
-#include <unordered_map>
+#include <utility>
 
 #include "base/check.h"
 
@@ -20,7 +20,6 @@ MergeTable::MergeTable(const std::vector<Merge>& merges) {
   found_.resize(keys_.size());
   mask_ = keys_.size() - 1;
   shift_ = 64 - bits;
-  std::unordered_map<int32_t, uint32_t> last_made;  // the rank of the last merge that makes a token
   for (const Merge& merge : merges) {
     const uint64_t key = key_of(merge.left, merge.right);
     size_t i = slot_of(key);
@@ -28,14 +27,6 @@ MergeTable::MergeTable(const std::vector<Merge>& merges) {
     keys_[i] = key;
     found_[i] = {merge.rank, merge.result};
     num_ranks_ = std::max<size_t>(num_ranks_, merge.rank + size_t{1});
-    uint32_t& last = last_made[merge.result];
-    last = std::max(last, merge.rank);
-  }
-  for (const Merge& merge : merges) {
-    for (const int32_t part : {merge.left, merge.right}) {
-      const auto made = last_made.find(part);
-      in_order_ &= made == last_made.end() || made->second < merge.rank;
-    }
   }
 }
 
@@ -43,12 +34,7 @@ void MergeTable::merge(std::vector<int32_t>& symbols, Scratch& scratch) const {
   if (symbols.size() < 2) return;
   if (symbols.size() <= kFew) return merge_few(symbols);
   MOEBIUS_CHECK_LT(symbols.size(), size_t{1} << 29, "symbols in one piece");
-  link(symbols, scratch);
-  if (in_order_) {
-    merge_by_rank(symbols, scratch);
-  } else {
-    merge_by_queue(symbols, scratch);
-  }
+  merge_many(symbols, scratch);
   symbols.erase(std::remove(symbols.begin(), symbols.end(), -1), symbols.end());
 }
 
@@ -72,51 +58,70 @@ void MergeTable::merge_few(std::vector<int32_t>& symbols) const {
   symbols.resize(count);
 }
 
-void MergeTable::link(std::vector<int32_t>& symbols, Scratch& scratch) {
-  const auto count = static_cast<int32_t>(symbols.size());
-  scratch.before.resize(symbols.size());
-  scratch.after.resize(symbols.size());
-  for (int32_t i = 0; i < count; ++i) {
-    scratch.before[i] = i - 1;
-    scratch.after[i] = i + 1 < count ? i + 1 : -1;
+// Notes that the pair at `left` waits for its turn, if it has a rank.
+void MergeTable::note(const std::vector<int32_t>& symbols, int32_t left, int32_t right,
+                      Scratch& scratch) const {
+  const uint32_t rank = find(symbols[left], symbols[right]).rank;
+  if (rank == kNoRank) return;
+  int32_t& last = scratch.last_place[rank];
+  if (last < 0) {
+    scratch.ranks.push_back(rank);
+    std::push_heap(scratch.ranks.begin(), scratch.ranks.end(), std::greater<>());
   }
+  scratch.places.push_back({left, last});
+  last = static_cast<int32_t>(scratch.places.size()) - 1;
 }
 
-// Rank by rank: a merge in order makes only pairs of later ranks, so all places of a rank are known when its
-// turn comes. They are the same pair; only where it could overlap itself (a a a) their order matters. A place
-// whose pair has changed by then has another rank: the text of a symbol only grows.
-void MergeTable::merge_by_rank(std::vector<int32_t>& symbols, Scratch& scratch) const {
-  auto& before = scratch.before;
-  auto& after = scratch.after;
-  auto& last_place = scratch.last_place;
-  auto& places = scratch.places;
-  auto& ranks = scratch.ranks;
-  auto& batch = scratch.batch;
+// All places of `rank`: what is left of a suspended batch, and what came up since.
+MergeTable::Scratch::Batch MergeTable::take_batch(uint32_t rank, Scratch& scratch) {
+  Scratch::Batch batch;
+  batch.rank = rank;
+  batch.places.swap(scratch.spare);
+  batch.places.clear();
+  for (int32_t i = scratch.last_place[rank]; i >= 0; i = scratch.places[i].previous)
+    batch.places.push_back(scratch.places[i].at);
+  scratch.last_place[rank] = -1;
+  std::reverse(batch.places.begin(), batch.places.end());
+  if (!std::is_sorted(batch.places.begin(), batch.places.end()))
+    std::sort(batch.places.begin(), batch.places.end());
+  // Only the last one suspended can have the lowest rank: each was suspended for a lower one.
+  if (scratch.suspended.empty() || scratch.suspended.back().rank != rank) return batch;
+  Scratch::Batch earlier = std::move(scratch.suspended.back());
+  scratch.suspended.pop_back();
+  if (batch.places.empty()) {
+    scratch.spare.swap(batch.places);
+    return earlier;
+  }
+  const size_t count = batch.places.size();
+  batch.places.insert(batch.places.end(), earlier.places.begin() + static_cast<std::ptrdiff_t>(earlier.next),
+                      earlier.places.end());
+  std::inplace_merge(batch.places.begin(), batch.places.begin() + static_cast<std::ptrdiff_t>(count),
+                     batch.places.end());
+  return batch;
+}
+
+// Rank by rank, and the places of a rank from left to right. A merge may bring up a pair of a lower rank (in
+// vocabularies whose merges are all ways to make each token); then that one goes first and the batch waits.
+// A place whose pair has changed by its turn has another rank: the text of a symbol only grows.
+void MergeTable::merge_many(std::vector<int32_t>& symbols, Scratch& scratch) const {
+  auto& [before, after, last_place, places, ranks, suspended, spare] = scratch;
+  const auto count = static_cast<int32_t>(symbols.size());
+  before.resize(symbols.size());
+  after.resize(symbols.size());
+  for (int32_t i = 0; i < count; ++i) {
+    before[i] = i - 1;
+    after[i] = i + 1 < count ? i + 1 : -1;
+  }
   last_place.resize(num_ranks_, -1);
   places.clear();
-  ranks.clear();
-  const auto note = [&](int32_t left, int32_t right) {
-    const uint32_t rank = find(symbols[left], symbols[right]).rank;
-    if (rank == kNoRank) return;
-    if (last_place[rank] < 0) {
-      ranks.push_back(rank);
-      std::push_heap(ranks.begin(), ranks.end(), std::greater<>());
-    }
-    places.push_back({left, last_place[rank]});
-    last_place[rank] = static_cast<int32_t>(places.size()) - 1;
-  };
-  for (int32_t i = 0; after[i] >= 0; ++i) note(i, after[i]);
+  for (int32_t i = 0; i + 1 < count; ++i) note(symbols, i, i + 1, scratch);
   while (!ranks.empty()) {
     std::pop_heap(ranks.begin(), ranks.end(), std::greater<>());
     const uint32_t rank = ranks.back();
     ranks.pop_back();
-    batch.clear();
-    for (int32_t i = last_place[rank]; i >= 0; i = places[i].previous) batch.push_back(places[i].at);
-    last_place[rank] = -1;
-    std::reverse(batch.begin(), batch.end());
-    if (!std::is_sorted(batch.begin(), batch.end())) std::sort(batch.begin(), batch.end());
-    for (const int32_t left : batch) {
-      const int32_t right = after[left];
+    Scratch::Batch batch = take_batch(rank, scratch);
+    while (batch.next < batch.places.size() && (ranks.empty() || ranks.front() >= rank)) {
+      const int32_t left = batch.places[batch.next++], right = after[left];
       if (symbols[left] < 0 || right < 0) continue;
       const Found found = find(symbols[left], symbols[right]);
       if (found.rank != rank) continue;
@@ -125,49 +130,17 @@ void MergeTable::merge_by_rank(std::vector<int32_t>& symbols, Scratch& scratch) 
       after[left] = after[right];
       if (after[left] >= 0) {
         before[after[left]] = left;
-        note(left, after[left]);
+        note(symbols, left, after[left], scratch);
       }
-      if (before[left] >= 0) note(before[left], left);
+      if (before[left] >= 0) note(symbols, before[left], left, scratch);
     }
-  }
-}
-
-// A queue of (rank, position). Entries are not taken out when a neighbour changes: the text of a symbol only
-// grows, so a pair that has another rank by now is recognised when its old entry comes up.
-void MergeTable::merge_by_queue(std::vector<int32_t>& symbols, Scratch& scratch) const {
-  auto& queue = scratch.queue;
-  auto& before = scratch.before;
-  auto& after = scratch.after;
-  queue.clear();
-  const auto entry = [](uint32_t rank, size_t at) { return uint64_t{rank} << 32 | at; };
-  for (size_t i = 0; i + 1 < symbols.size(); ++i) {
-    if (const uint32_t rank = find(symbols[i], symbols[i + 1]).rank; rank != kNoRank)
-      queue.push_back(entry(rank, i));
-  }
-  std::make_heap(queue.begin(), queue.end(), std::greater<>());
-  const auto push = [&](int32_t left, int32_t right) {
-    const uint32_t rank = find(symbols[left], symbols[right]).rank;
-    if (rank == kNoRank) return;
-    queue.push_back(entry(rank, static_cast<size_t>(left)));
-    std::push_heap(queue.begin(), queue.end(), std::greater<>());
-  };
-  while (!queue.empty()) {
-    std::pop_heap(queue.begin(), queue.end(), std::greater<>());
-    const uint32_t rank = static_cast<uint32_t>(queue.back() >> 32);
-    const auto left = static_cast<int32_t>(queue.back() & 0xFFFFFFFFu);
-    queue.pop_back();
-    if (symbols[left] < 0 || after[left] < 0) continue;
-    const int32_t right = after[left];
-    const Found found = find(symbols[left], symbols[right]);
-    if (found.rank != rank) continue;
-    symbols[left] = found.result;
-    symbols[right] = -1;
-    after[left] = after[right];
-    if (after[left] >= 0) {
-      before[after[left]] = left;
-      push(left, after[left]);
+    if (batch.next < batch.places.size()) {
+      ranks.push_back(rank);
+      std::push_heap(ranks.begin(), ranks.end(), std::greater<>());
+      suspended.push_back(std::move(batch));
+    } else {
+      spare.swap(batch.places);
     }
-    if (before[left] >= 0) push(before[left], left);
   }
 }
 

@@ -35,19 +35,23 @@ class MergeTable {
 
   // What merging needs beside the symbols; kept from call to call it saves allocations.
   struct Scratch {
-    std::vector<uint64_t> queue;
-    std::vector<int32_t> before, after;
-    // By rank: the last place that has such a pair, and from there backwards.
-    std::vector<int32_t> last_place;
     struct Place {
       int32_t at, previous;
     };
+    // The places of a rank whose turn it is, ascending, and how far it has come.
+    struct Batch {
+      uint32_t rank = kNoRank;
+      size_t next = 0;
+      std::vector<int32_t> places;
+    };
+    std::vector<int32_t> before, after;
+    std::vector<int32_t> last_place;  // by rank: into `places`, and from there backwards
     std::vector<Place> places;
-    std::vector<uint32_t> ranks;  // a heap
-    std::vector<int32_t> batch;
+    std::vector<uint32_t> ranks;  // those that have places: a heap
+    std::vector<Batch> suspended;
+    std::vector<int32_t> spare;
   };
-  // Joins `symbols` in place, in time linear in their number up to the order of the ranks that occur (for
-  // merges that a training made; O(n log n) for others).
+  // Joins `symbols` in place, in time linear in their number, up to sorting the ranks that occur.
   void merge(std::vector<int32_t>& symbols, Scratch& scratch) const;
 
  private:
@@ -57,14 +61,13 @@ class MergeTable {
   }
   size_t slot_of(uint64_t key) const { return (key * 0x9E3779B97F4A7C15ull) >> shift_; }
   void merge_few(std::vector<int32_t>& symbols) const;
-  void merge_by_rank(std::vector<int32_t>& symbols, Scratch& scratch) const;
-  void merge_by_queue(std::vector<int32_t>& symbols, Scratch& scratch) const;
-  static void link(std::vector<int32_t>& symbols, Scratch& scratch);
+  void merge_many(std::vector<int32_t>& symbols, Scratch& scratch) const;
+  void note(const std::vector<int32_t>& symbols, int32_t left, int32_t right, Scratch& scratch) const;
+  static Scratch::Batch take_batch(uint32_t rank, Scratch& scratch);
 
   std::vector<uint64_t> keys_;  // apart from what they lead to: most look-ups find nothing
   std::vector<Found> found_;
   size_t num_ranks_ = 0;
-  bool in_order_ = true;  // each merge comes after all that make one of its two parts
   size_t mask_ = 0;
   int shift_ = 63;
 };
