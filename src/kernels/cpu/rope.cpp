@@ -34,9 +34,10 @@ void rotate_head(const T* x, const T* weight, float scale, const float* cos_sin,
   }
 }
 
-// What a head has behind its rotated elements: only the weights.
+// What a head has behind its rotated elements: only the weights. Apart from the loops over whole heads, which
+// are slower with it inside.
 template <class T>
-void weigh_rest(const T* x, const T* weight, float scale, int64_t begin, int64_t end, T* out) {
+HWY_NOINLINE void weigh_rest(const T* x, const T* weight, float scale, int64_t begin, int64_t end, T* out) {
   const Vf s = hn::Set(F32(), scale);
   for (int64_t i = begin; i < end; i += lanes()) {
     const Part part(end - i);
@@ -47,7 +48,7 @@ void weigh_rest(const T* x, const T* weight, float scale, int64_t begin, int64_t
 }
 
 template <class T>
-void widen(const T* grad, int64_t begin, int64_t end, float* out) {
+HWY_NOINLINE void widen(const T* grad, int64_t begin, int64_t end, float* out) {
   for (int64_t i = begin; i < end; i += lanes()) {
     const Part part(end - i);
     part.store(part.load(grad + i), out + i);
@@ -109,7 +110,7 @@ void rope_rows(const RopeForwardArgs& a, int64_t begin, int64_t end) {
         const int64_t at = (group.first_head + h) * dim;
         const T* w = normalised ? weight + h * dim : nullptr;
         rotate_head(in + at, w, inv, cos_sin, rotated / 2, out + at);
-        weigh_rest(in + at, w, inv, rotated, dim, out + at);
+        if (rotated < dim) weigh_rest(in + at, w, inv, rotated, dim, out + at);
       }
     }
     if (in != out)
@@ -159,7 +160,7 @@ void rope_back_rows(const RopeBackwardArgs& a, int64_t begin, int64_t end, float
     if (s.norm == QkNorm::none) {
       for (int64_t at = 0; at < num_turned * dim; at += dim) {
         rotate_back(grad_out + at, cos_sin, rotated / 2, scratch);
-        widen(grad_out + at, rotated, dim, scratch);
+        if (rotated < dim) widen(grad_out + at, rotated, dim, scratch);
         for (int64_t i = 0; i < dim; i += lanes()) {
           const Part part(dim - i);
           part.store(part.load(scratch + i), grad_in + at + i);
@@ -172,7 +173,7 @@ void rope_back_rows(const RopeBackwardArgs& a, int64_t begin, int64_t end, float
       const bool query = group.first_head < s.num_heads;
       for (int64_t h = 0; h < group.num_heads; ++h) {
         rotate_back(grad_out + at + h * dim, cos_sin, rotated / 2, scratch + h * dim);
-        widen(grad_out + at + h * dim, rotated, dim, scratch + h * dim);
+        if (rotated < dim) widen(grad_out + at + h * dim, rotated, dim, scratch + h * dim);
       }
       norm_back(static_cast<const T*>(a.qkv_in) + t * row_width + at, scratch,
                 static_cast<const T*>(query ? a.q_weight : a.k_weight), a.inv_rms[t * num_groups + g],

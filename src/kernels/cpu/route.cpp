@@ -67,7 +67,7 @@ HWY_INLINE void scale_by(const float* x, int64_t n, float factor, float* out) {
 }
 
 // Takes the experts of all but the best groups out of the choice.
-void keep_top_groups(float* keys, const RouteOptions& o) {
+HWY_NOINLINE void keep_top_groups(float* keys, const RouteOptions& o) {
   const int64_t size = o.num_experts / o.num_groups;
   std::array<float, kMaxExperts> worth;
   for (int64_t g = 0; g < o.num_groups; ++g) {
