@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/concat.h"
 #include "base/parallel.h"
 #include "ops/grouped_mm.h"
 #include "ops/linear.h"
@@ -151,6 +152,28 @@ TEST(Linear, takes_inputs_that_are_not_contiguous) {
   at::manual_seed(11);
   const at::Tensor x = at::randn({6, 8}).t(), w = at::randn({6, 5}).t();
   EXPECT_TRUE(at::equal(ops::linear(x, w), ops::linear(x.contiguous(), w.contiguous())));
+}
+
+// What CUDA uses, held against our own products: widths of which 16 bytes are no multiple are filled up.
+TEST(GroupedProducts, of_the_library_take_odd_widths) {
+  at::manual_seed(5);
+  const at::Tensor offsets_G1 = at::tensor({0, 3, 3, 11, 16}, at::kInt);
+  for (const auto& [n, k] : std::vector<std::pair<int64_t, int64_t>>{{20, 32}, {24, 13}, {7, 9}, {16, 8}}) {
+    SCOPED_TRACE(concat("n ", n, ", k ", k));
+    const auto draw = [](at::IntArrayRef shape) { return at::randn(shape).to(at::kBFloat16); };
+    const at::Tensor a_RK = draw({16, k}), a_RN = draw({16, n}), w_GNK = draw({4, n, k});
+    const auto expect_near = [](const at::Tensor& have, const at::Tensor& want) {
+      ASSERT_EQ(have.sizes(), want.sizes());
+      EXPECT_TRUE(have.is_contiguous());
+      EXPECT_TRUE(at::allclose(have.to(at::kFloat), want.to(at::kFloat), 2e-2, 2e-2));
+    };
+    expect_near(library_grouped_mm(kernels::GroupedGemmKind::forward, a_RK, w_GNK, offsets_G1),
+                grouped_mm({a_RK, {}}, w_GNK, offsets_G1));
+    expect_near(library_grouped_mm(kernels::GroupedGemmKind::input_grad, a_RN, w_GNK, offsets_G1),
+                grouped_mm_input_grad({a_RN, {}}, w_GNK, offsets_G1));
+    expect_near(library_grouped_mm(kernels::GroupedGemmKind::weight_grad, a_RN, a_RK, offsets_G1),
+                grouped_mm_weight_grad({a_RN, {}}, {a_RK, {}}, offsets_G1));
+  }
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "kernels/api/grouped_gemm.h"
 #include "ops/route.h"
 
 namespace moebius::ops {
@@ -34,5 +35,11 @@ at::Tensor grouped_mm_input_grad(const RowOperand& a_RN, const at::Tensor& w_GNK
 // (G, N, K) = a(R, N)^T x b(R, K) per group, in a's dtype; zeros for empty groups.
 at::Tensor grouped_mm_weight_grad(const RowOperand& a_RN, const RowOperand& b_RK,
                                   const at::Tensor& offsets_G1);
+
+// The same products by libtorch's operator, on any device: what CUDA uses. Operands as in grouped_gemm.h,
+// rows already gathered; contiguous result. In 2-byte types, dims that are no multiple of 8 are filled up
+// with zeros, at the price of copies.
+at::Tensor library_grouped_mm(kernels::GroupedGemmKind kind, const at::Tensor& a, const at::Tensor& b,
+                              const at::Tensor& offsets_G1);
 
 }  // namespace moebius::ops
