@@ -31,7 +31,7 @@ constexpr int64_t kRowsAtOnce = 32;
 constexpr bool kPairsFit = kTileRows == 14 && kTileCols == 32;
 
 bool use_pairs(DType dtype) {
-  return kPairsFit && dtype == DType::bf16 && has_avx512_bf16();
+  return kPairsFit && dtype == DType::bf16 && has_fast_avx512_bf16();
 }
 
 GemmGeometry Geometry(DType dtype) {

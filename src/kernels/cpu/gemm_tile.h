@@ -25,13 +25,13 @@ inline constexpr int64_t kPanelStride = kMaxWords + 16;
 
 using TileFn = void (*)(const TileArgs&);
 
-// Tiles of 14 x 32 for bf16 pairs by AVX512-BF16's dot product; call only where has_avx512_bf16().
+// Tiles of 14 x 32 for bf16 pairs by AVX512-BF16's dot product; call only where has_fast_avx512_bf16().
 // by_row[r] and by_k[r] compute r rows, 1 <= r <= 14.
 struct TileTable {
   TileFn by_row[15];
   TileFn by_k[15];
 };
-bool has_avx512_bf16();
+bool has_fast_avx512_bf16();
 const TileTable& avx512_bf16_tiles();
 
 }  // namespace moebius::kernels::cpu
