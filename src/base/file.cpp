@@ -260,6 +260,25 @@ void publish_folder(const fs::path& from, const fs::path& to) {
   remove_tree(from);  // the old contents, now under the other name
 }
 
+NewFolder::NewFolder(const fs::path& path) {
+  if (fs::exists(path)) throw_user_error("'", path.string(), "' exists already; name a new folder");
+  path_ = fs::absolute(path).lexically_normal();
+  if (path_.filename().empty()) path_ = path_.parent_path();
+  temporary_ = path_.parent_path() / ("." + path_.filename().string() + ".partial");
+  remove_tree(temporary_);
+  make_folders(temporary_);
+}
+
+NewFolder::~NewFolder() {
+  std::error_code ignored;
+  if (!temporary_.empty()) fs::remove_all(temporary_, ignored);
+}
+
+void NewFolder::publish() {
+  publish_folder(temporary_, path_);
+  temporary_.clear();
+}
+
 void sync_folder(const fs::path& folder) {
   const Descriptor descriptor(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (descriptor.get() < 0) throw_file_error("cannot open the folder", folder, errno);

@@ -75,6 +75,22 @@ void remove_tree(const std::filesystem::path& path);
 // Moves a finished folder to its name in one step, durably. A folder that has the name already is replaced:
 // readers see the old one or the new one, never none. Both must lie on one file system.
 void publish_folder(const std::filesystem::path& from, const std::filesystem::path& to);
+// A folder that appears under its name only when it is whole: filled under a hidden name beside it, then
+// published. Without publish() nothing is left behind. UserError when the name is taken.
+class NewFolder {
+ public:
+  explicit NewFolder(const std::filesystem::path& path);
+  ~NewFolder();
+  NewFolder(const NewFolder&) = delete;
+  NewFolder& operator=(const NewFolder&) = delete;
+
+  const std::filesystem::path& path() const { return temporary_; }  // to be filled
+  const std::filesystem::path& final_path() const { return path_; }
+  void publish();
+
+ private:
+  std::filesystem::path path_, temporary_;
+};
 // Makes renames and removals inside `folder` durable.
 void sync_folder(const std::filesystem::path& folder);
 // Removes what killed processes left of AtomicFile in `folder` (not below it); returns how many files.

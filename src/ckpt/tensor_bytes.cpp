@@ -37,6 +37,32 @@ DType dtype_of(const std::string& name, at::ScalarType type) {
 
 }  // namespace
 
+at::ScalarType scalar_type_of(DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+      return at::kDouble;
+    case DType::f32:
+      return at::kFloat;
+    case DType::f16:
+      return at::kHalf;
+    case DType::bf16:
+      return at::kBFloat16;
+    case DType::i64:
+      return at::kLong;
+    case DType::i32:
+      return at::kInt;
+    case DType::i16:
+      return at::kShort;
+    case DType::i8:
+      return at::kChar;
+    case DType::u8:
+      return at::kByte;
+    case DType::boolean:
+      return at::kBool;
+  }
+  return at::kByte;
+}
+
 TensorSpec spec_of(const std::string& name, const at::Tensor& tensor) {
   MOEBIUS_CHECK(tensor.defined(), "tensor ", name, " is not allocated");
   return {name, dtype_of(name, tensor.scalar_type()), tensor.sizes().vec()};

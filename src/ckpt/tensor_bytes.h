@@ -8,6 +8,9 @@
 
 namespace moebius::ckpt {
 
+// libtorch's name of a dtype.
+at::ScalarType scalar_type_of(DType dtype);
+
 // Name, dtype and shape as they are saved. A dtype that safetensors lacks is a bug of the caller (CHECK).
 TensorSpec spec_of(const std::string& name, const at::Tensor& tensor);
 

@@ -1,7 +1,6 @@
 #include "train/convert.h"
 
 #include <algorithm>
-#include <system_error>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -20,35 +19,6 @@ namespace fs = std::filesystem;
 namespace hf = ckpt::hf;
 
 constexpr const char* kTokenizerFiles[] = {"tokenizer.json", "tokenizer.model"};
-
-// A folder that gets its name when it is complete; removed if it is not.
-class NewFolder {
- public:
-  explicit NewFolder(fs::path path) : path_(std::move(path)) {
-    if (fs::exists(path_)) throw_user_error("'", path_.string(), "' exists already; name a new folder");
-    path_ = fs::absolute(path_).lexically_normal();
-    if (path_.filename().empty()) path_ = path_.parent_path();
-    temporary_ = path_.parent_path() / ("." + path_.filename().string() + ".partial");
-    remove_tree(temporary_);
-    make_folders(temporary_);
-  }
-  ~NewFolder() {
-    std::error_code ignored;
-    if (!temporary_.empty()) fs::remove_all(temporary_, ignored);
-  }
-  NewFolder(const NewFolder&) = delete;
-  NewFolder& operator=(const NewFolder&) = delete;
-
-  const fs::path& path() const { return temporary_; }
-  const fs::path& final_path() const { return path_; }
-  void publish() {
-    publish_folder(temporary_, path_);
-    temporary_.clear();
-  }
-
- private:
-  fs::path path_, temporary_;
-};
 
 config::RunConfig config_of(const hf::ImportPlan& plan, const hf::ModelFolder& folder,
                             const std::string& precision) {

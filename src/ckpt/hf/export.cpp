@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
-#include <system_error>
 
 #include "base/check.h"
 #include "base/error.h"
@@ -19,21 +18,6 @@ namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 
 constexpr char kDtypesFile[] = "dtypes.json";
-
-at::ScalarType scalar_type_of(DType dtype) {
-  switch (dtype) {
-    case DType::f64:
-      return at::kDouble;
-    case DType::f32:
-      return at::kFloat;
-    case DType::f16:
-      return at::kHalf;
-    case DType::bf16:
-      return at::kBFloat16;
-    default:
-      MOEBIUS_CHECK(false, "weights are not of type ", dtype_name(dtype));
-  }
-}
 
 const char* torch_name(DType dtype) {
   if (dtype == DType::bf16) return "bfloat16";
@@ -79,7 +63,7 @@ config::ModelConfig normal_form(config::ModelConfig model) {
     moe = standard.moe;
     return model;
   }
-  moe.selection_bias = moe.selection_bias || moe.balance.bias_rate > 0;
+  moe.selection_bias = moe.has_selection_bias();
   moe.balance = standard.moe.balance;
   moe.capacity_factor = 0;
   moe.shared_dim = moe.shared_width();
@@ -279,7 +263,7 @@ std::string config_text(const Family& family, const config::ModelConfig& model, 
 
 int64_t export_model(const config::ModelConfig& model, const std::string& precision,
                      const nn::ParamTable& params, const fs::path& out, const ExportOptions& options) {
-  if (fs::exists(out)) throw_user_error("'", out.string(), "' exists already; name a new folder");
+  NewFolder folder(out);
   const Carried carried = read_carried(options.carried);
   const DType own = precision == "bf16" ? DType::bf16 : DType::f32;
   // Half-precision files came in as fp32, where nothing of them is lost.
@@ -303,36 +287,28 @@ int64_t export_model(const config::ModelConfig& model, const std::string& precis
     items.push_back({&piece, found->second, dtype});
   }
 
-  const fs::path temporary = out.parent_path() / ("." + out.filename().string() + ".partial");
-  remove_tree(temporary);
-  make_folders(temporary);
-  try {
-    if (!options.carried.empty() && fs::exists(options.carried)) copy_side_files(options.carried, temporary);
-    for (const fs::path& file : options.extra_files)
-      if (!fs::exists(temporary / file.filename()))
-        write_file_atomic(temporary / file.filename(), read_file(file));
-    write_file_atomic(temporary / "config.json", choice.config_text);
-    const std::vector<std::vector<Item>> shards = cut(items, options.shard_bytes);
-    ordered_json map;
-    int64_t total = 0;
-    for (size_t i = 0; i < shards.size(); ++i) {
-      const std::string name = shard_name(i, shards.size());
-      total += write_shard(temporary / name, shards[i], total, options);
-      for (const Item& item : shards[i]) map[item.piece->name] = name;
-    }
-    if (shards.size() > 1) {
-      ordered_json index;
-      index["metadata"]["total_size"] = total;
-      index["weight_map"] = map;
-      write_file_atomic(temporary / "model.safetensors.index.json", index.dump(2) + "\n");
-    }
-    publish_folder(temporary, out);
-    return total;
-  } catch (...) {
-    std::error_code ignored;
-    fs::remove_all(temporary, ignored);
-    throw;
+  if (!options.carried.empty() && fs::exists(options.carried))
+    copy_side_files(options.carried, folder.path());
+  for (const fs::path& file : options.extra_files)
+    if (!fs::exists(folder.path() / file.filename()))
+      write_file_atomic(folder.path() / file.filename(), read_file(file));
+  write_file_atomic(folder.path() / "config.json", choice.config_text);
+  const std::vector<std::vector<Item>> shards = cut(items, options.shard_bytes);
+  ordered_json map;
+  int64_t total = 0;
+  for (size_t i = 0; i < shards.size(); ++i) {
+    const std::string name = shard_name(i, shards.size());
+    total += write_shard(folder.path() / name, shards[i], total, options);
+    for (const Item& item : shards[i]) map[item.piece->name] = name;
   }
+  if (shards.size() > 1) {
+    ordered_json index;
+    index["metadata"]["total_size"] = total;
+    index["weight_map"] = map;
+    write_file_atomic(folder.path() / "model.safetensors.index.json", index.dump(2) + "\n");
+  }
+  folder.publish();
+  return total;
 }
 
 }  // namespace moebius::ckpt::hf

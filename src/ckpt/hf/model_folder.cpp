@@ -6,6 +6,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "ckpt/tensor_bytes.h"
 #include "ckpt/text.h"
 
 namespace moebius::ckpt::hf {
@@ -15,32 +16,6 @@ namespace fs = std::filesystem;
 
 constexpr char kSingle[] = "model.safetensors";
 constexpr char kIndex[] = "model.safetensors.index.json";
-
-at::ScalarType scalar_type_of(DType dtype) {
-  switch (dtype) {
-    case DType::f64:
-      return at::kDouble;
-    case DType::f32:
-      return at::kFloat;
-    case DType::f16:
-      return at::kHalf;
-    case DType::bf16:
-      return at::kBFloat16;
-    case DType::i64:
-      return at::kLong;
-    case DType::i32:
-      return at::kInt;
-    case DType::i16:
-      return at::kShort;
-    case DType::i8:
-      return at::kChar;
-    case DType::u8:
-      return at::kByte;
-    case DType::boolean:
-      return at::kBool;
-  }
-  return at::kByte;
-}
 
 // Name of each tensor -> name of its file, as the index says.
 std::map<std::string, std::string> read_index(const fs::path& path) {

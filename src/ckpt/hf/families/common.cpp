@@ -241,4 +241,20 @@ void Pieces::experts(int64_t layer, const std::string& disk, const ExpertNames& 
   }
 }
 
+void Pieces::feed_forward(int64_t layer, const std::string& shared_name) {
+  const std::string disk = layer_on_disk(layer) + "mlp.", ours = our_layer(layer);
+  if (is_dense_layer(model_, layer)) {
+    swiglu(disk, ours + "ffn.", model_.ffn_dim, model_.ffn_bias);
+    return;
+  }
+  const config::MoeConfig& moe = model_.moe;
+  whole(disk + "gate.weight", {moe.experts, model_.dim}, ours + "moe.router");
+  if (moe.has_selection_bias())
+    whole(disk + "gate.e_score_correction_bias", {moe.experts}, ours + "moe.router_bias");
+  experts(layer, disk + "experts.");
+  if (moe.shared_experts > 0)
+    swiglu(disk + shared_name + ".", ours + "moe.shared.", moe.shared_width(), false);
+  if (moe.shared_gate) whole(disk + shared_name + "_gate.weight", {1, model_.dim}, ours + "moe.shared_gate");
+}
+
 }  // namespace moebius::ckpt::hf

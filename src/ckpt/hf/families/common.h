@@ -57,6 +57,10 @@ class Pieces {
   void experts(int64_t layer, const std::string& disk, const ExpertNames& names);
   void experts(int64_t layer, const std::string& disk) { experts(layer, disk, ExpertNames()); }
 
+  // What most families have at model.layers.<i>.mlp: the dense SwiGLU of a dense layer, or router, correction
+  // bias and shared experts where the model has them, and the experts.
+  void feed_forward(int64_t layer, const std::string& shared_name = "shared_experts");
+
   std::vector<Piece> take() { return std::move(pieces_); }
 
  private:

@@ -146,19 +146,9 @@ std::vector<Piece> deepseek_pieces(const config::ModelConfig& model, const JsonR
   Pieces pieces(model);
   pieces.embeddings();
   for (int64_t layer = 0; layer < model.layers; ++layer) {
-    const std::string disk = layer_on_disk(layer) + "mlp.", ours = our_layer(layer);
     pieces.norms(layer);
     add_latent_attention(model, layer, pairs, pieces);
-    if (is_dense_layer(model, layer)) {
-      pieces.swiglu(disk, ours + "ffn.", model.ffn_dim, false);
-      continue;
-    }
-    pieces.whole(disk + "gate.weight", {model.moe.experts, model.dim}, ours + "moe.router");
-    if (model.moe.selection_bias)
-      pieces.whole(disk + "gate.e_score_correction_bias", {model.moe.experts}, ours + "moe.router_bias");
-    pieces.experts(layer, disk + "experts.");
-    if (model.moe.shared_experts > 0)
-      pieces.swiglu(disk + "shared_experts.", ours + "moe.shared.", model.moe.shared_width(), false);
+    pieces.feed_forward(layer);
   }
   return pieces.take();
 }

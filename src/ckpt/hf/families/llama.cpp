@@ -25,7 +25,7 @@ std::vector<Piece> llama_pieces(const config::ModelConfig& model, const JsonRead
   for (int64_t layer = 0; layer < model.layers; ++layer) {
     pieces.norms(layer);
     pieces.grouped_attention(layer);
-    pieces.swiglu(layer_on_disk(layer) + "mlp.", our_layer(layer) + "ffn.", model.ffn_dim, model.ffn_bias);
+    pieces.feed_forward(layer);
   }
   return pieces.take();
 }

@@ -41,11 +41,9 @@ std::vector<Piece> olmoe_pieces(const config::ModelConfig& model, const JsonRead
   Pieces pieces(model);
   pieces.embeddings();
   for (int64_t layer = 0; layer < model.layers; ++layer) {
-    const std::string disk = layer_on_disk(layer) + "mlp.";
     pieces.norms(layer);
     pieces.grouped_attention(layer);
-    pieces.whole(disk + "gate.weight", {model.moe.experts, model.dim}, our_layer(layer) + "moe.router");
-    pieces.experts(layer, disk + "experts.");
+    pieces.feed_forward(layer);
   }
   return pieces.take();
 }

@@ -61,17 +61,9 @@ std::vector<Piece> qwen2_moe_pieces(const config::ModelConfig& model, const Json
   Pieces pieces(model);
   pieces.embeddings();
   for (int64_t layer = 0; layer < model.layers; ++layer) {
-    const std::string disk = layer_on_disk(layer) + "mlp.", ours = our_layer(layer);
     pieces.norms(layer);
     pieces.grouped_attention(layer);
-    if (is_dense_layer(model, layer)) {
-      pieces.swiglu(disk, ours + "ffn.", model.ffn_dim, false);
-      continue;
-    }
-    pieces.whole(disk + "gate.weight", {model.moe.experts, model.dim}, ours + "moe.router");
-    pieces.experts(layer, disk + "experts.");
-    pieces.swiglu(disk + "shared_expert.", ours + "moe.shared.", model.moe.shared_width(), false);
-    pieces.whole(disk + "shared_expert_gate.weight", {1, model.dim}, ours + "moe.shared_gate");
+    pieces.feed_forward(layer, "shared_expert");
   }
   return pieces.take();
 }

@@ -40,15 +40,9 @@ std::vector<Piece> qwen3_moe_pieces(const config::ModelConfig& model, const Json
   Pieces pieces(model);
   pieces.embeddings();
   for (int64_t layer = 0; layer < model.layers; ++layer) {
-    const std::string disk = layer_on_disk(layer) + "mlp.", ours = our_layer(layer);
     pieces.norms(layer);
     pieces.grouped_attention(layer);
-    if (is_dense_layer(model, layer)) {
-      pieces.swiglu(disk, ours + "ffn.", model.ffn_dim, false);
-      continue;
-    }
-    pieces.whole(disk + "gate.weight", {model.moe.experts, model.dim}, ours + "moe.router");
-    pieces.experts(layer, disk + "experts.");
+    pieces.feed_forward(layer);
   }
   return pieces.take();
 }
