@@ -3,14 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <CLI/CLI.hpp>
-#include <iostream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
-#include "base/error.h"
 #include "base/parallel.h"
 #include "base/test_folder.h"
+#include "cli/command_output.h"
 #include "ops/device.h"
 
 namespace moebius::cli {
@@ -24,19 +21,7 @@ using testing::Not;
 
 // What `moebius bench ARGUMENTS` prints on stdout; the text of a UserError after "error: ".
 std::string run(const std::string& arguments) {
-  CLI::App app;
-  add_bench_command(app);
-  std::ostringstream out;
-  std::streambuf* before = std::cout.rdbuf(out.rdbuf());
-  try {
-    app.parse("bench " + arguments);
-  } catch (const UserError& error) {
-    out << "error: " << error.what();
-  } catch (const CLI::ParseError& error) {
-    out << "usage: " << error.what();
-  }
-  std::cout.rdbuf(before);
-  return out.str();
+  return output_of(add_bench_command, "bench " + arguments);
 }
 
 std::vector<std::string> names(const std::vector<std::string>& words, bool with_large) {

@@ -3,16 +3,14 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <string>
 
-#include "base/error.h"
+#include "cli/command_output.h"
 
 namespace moebius::cli {
 namespace {
@@ -29,21 +27,7 @@ class DataCommand : public testing::Test {
   ~DataCommand() override { std::filesystem::remove_all(folder); }
 
   // What `moebius data ARGUMENTS` prints on stdout; the text of a UserError after "error: ".
-  std::string run(const std::string& arguments) {
-    CLI::App app;
-    add_data_command(app);
-    std::ostringstream out;
-    std::streambuf* before = std::cout.rdbuf(out.rdbuf());
-    try {
-      app.parse("data " + arguments);
-    } catch (const UserError& error) {
-      out << "error: " << error.what();
-    } catch (const CLI::ParseError& error) {
-      out << "usage: " << error.what();
-    }
-    std::cout.rdbuf(before);
-    return out.str();
-  }
+  std::string run(const std::string& arguments) { return output_of(add_data_command, "data " + arguments); }
 
   std::filesystem::path folder;
   std::string text, prefix;

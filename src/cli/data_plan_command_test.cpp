@@ -2,16 +2,14 @@
 
 #include <gtest/gtest.h>
 
-#include <CLI/CLI.hpp>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <string>
 
-#include "base/error.h"
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "cli/command_output.h"
 #include "cli/data_command.h"
 
 namespace moebius::cli {
@@ -25,21 +23,7 @@ class DataPlanCommand : public testing::Test {
   }
 
   // What `moebius data ARGUMENTS` prints on stdout; the text of a UserError after "error: ".
-  std::string run(const std::string& arguments) {
-    CLI::App app;
-    add_data_command(app);
-    std::ostringstream out;
-    std::streambuf* before = std::cout.rdbuf(out.rdbuf());
-    try {
-      app.parse("data " + arguments);
-    } catch (const UserError& error) {
-      out << "error: " << error.what();
-    } catch (const CLI::ParseError& error) {
-      out << "usage: " << error.what();
-    }
-    std::cout.rdbuf(before);
-    return out.str();
-  }
+  std::string run(const std::string& arguments) { return output_of(add_data_command, "data " + arguments); }
   nlohmann::json plan(const std::string& arguments) {
     return nlohmann::json::parse(run("plan --json " + arguments));
   }

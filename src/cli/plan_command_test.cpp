@@ -3,15 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <CLI/CLI.hpp>
 #include <fstream>
-#include <iostream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <string>
 
-#include "base/error.h"
 #include "base/test_folder.h"
+#include "cli/command_output.h"
 
 namespace moebius::cli {
 namespace {
@@ -26,21 +23,7 @@ class PlanCommand : public testing::Test {
   }
 
   // What `moebius plan ARGUMENTS` prints; the text of a UserError after "error: ".
-  std::string run(const std::string& arguments) {
-    CLI::App app;
-    add_plan_command(app);
-    std::ostringstream out;
-    std::streambuf* before = std::cout.rdbuf(out.rdbuf());
-    try {
-      app.parse("plan " + arguments);
-    } catch (const UserError& error) {
-      out << "error: " << error.what();
-    } catch (const CLI::ParseError& error) {
-      out << "usage: " << error.what();
-    }
-    std::cout.rdbuf(before);
-    return out.str();
-  }
+  std::string run(const std::string& arguments) { return output_of(add_plan_command, "plan " + arguments); }
 
   TestFolder folder;
   std::string config;

@@ -1,15 +1,12 @@
 #include <gtest/gtest.h>
 
-#include <CLI/CLI.hpp>
-#include <iostream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <string>
 
 #include "base/clock.h"
-#include "base/error.h"
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "cli/command_output.h"
 #include "cli/queue_command.h"
 
 namespace moebius::cli {
@@ -35,19 +32,7 @@ class QueueSimulate : public testing::Test {
 
   // What `moebius queue simulate ARGUMENTS` prints on stdout; the text of a UserError after "error: ".
   std::string run(const std::string& arguments) {
-    CLI::App app;
-    add_queue_command(app);
-    std::ostringstream out;
-    std::streambuf* before = std::cout.rdbuf(out.rdbuf());
-    try {
-      app.parse("queue simulate " + arguments);
-    } catch (const UserError& error) {
-      out << "error: " << error.what();
-    } catch (const CLI::ParseError& error) {
-      out << "usage: " << error.what();
-    }
-    std::cout.rdbuf(before);
-    return out.str();
+    return output_of(add_queue_command, "queue simulate " + arguments);
   }
   nlohmann::json json(const std::string& arguments) {
     return nlohmann::json::parse(run("--jobs " + jobs() + " --carbon " + grid() + " --json " + arguments));
