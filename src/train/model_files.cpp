@@ -66,7 +66,7 @@ std::filesystem::path carried_folder(const std::filesystem::path& run_dir) {
   return run_dir / "hf";
 }
 
-void load_initial_weights(const config::RunConfig& config, nn::Decoder& decoder) {
+std::filesystem::path load_initial_weights(const config::RunConfig& config, nn::Decoder& decoder) {
   const std::string& source = config.train.initial_weights;
   LoadedModel loaded = load_model(source, at::kCPU, false);
   std::vector<config::Difference> differences;
@@ -87,6 +87,7 @@ void load_initial_weights(const config::RunConfig& config, nn::Decoder& decoder)
   const at::NoGradGuard no_grad;
   for (const nn::Param& param : loaded.decoder->params().params())
     if (nn::Param* const ours = decoder.params().find(param.spec.name)) ours->value.copy_(param.value);
+  return loaded.checkpoint;
 }
 
 ckpt::TensorGroup model_group(nn::Decoder& decoder) {

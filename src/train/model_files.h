@@ -30,9 +30,9 @@ int64_t vocabulary(const config::RunConfig& config, const data::Tokenizer* token
 std::unique_ptr<nn::Decoder> make_model(const config::RunConfig& config, at::Device device);
 
 // Fills the model with the weights of a run or checkpoint (train.initial_weights), with conversion of dtype;
-// what multi-token prediction adds keeps its values. UserError listing what differs when the checkpoint is of
-// another model.
-void load_initial_weights(const config::RunConfig& config, nn::Decoder& decoder);
+// what multi-token prediction adds keeps its values. Returns the checkpoint that was read. UserError listing
+// what differs when the checkpoint is of another model.
+std::filesystem::path load_initial_weights(const config::RunConfig& config, nn::Decoder& decoder);
 
 // Where a run keeps what came with an imported model (ckpt/hf/export.h).
 std::filesystem::path carried_folder(const std::filesystem::path& run_dir);

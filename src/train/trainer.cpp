@@ -50,10 +50,19 @@ DeviceName name_of(at::Device device) {
   return {info.name, info.pci_bus_id};
 }
 
+// What came with an imported model goes on with the runs that begin from it.
+void keep_carried(const fs::path& checkpoint, const fs::path& run_dir) {
+  const fs::path from = carried_folder(checkpoint.parent_path().parent_path()), to = carried_folder(run_dir);
+  if (!fs::is_directory(from) || fs::exists(to)) return;
+  make_folders(to);
+  for (const fs::directory_entry& entry : fs::directory_iterator(from))
+    if (entry.is_regular_file()) write_file_atomic(to / entry.path().filename(), read_file(entry.path()));
+}
+
 std::unique_ptr<nn::Decoder> initial_model(const config::RunConfig& config, const TrainOptions& options) {
   std::unique_ptr<nn::Decoder> model = make_model(config, options.device);
   if (!config.train.initial_weights.empty() && options.mode != RunMode::resume)
-    load_initial_weights(config, *model);
+    keep_carried(load_initial_weights(config, *model), options.run_dir);
   return model;
 }
 
@@ -324,17 +333,6 @@ void keep_tokenizer(const config::DataConfig& data, const fs::path& run_dir) {
   }
 }
 
-// What came with an imported model goes on with the runs that begin from it.
-void keep_carried(const std::string& initial_weights, const fs::path& run_dir) {
-  if (initial_weights.empty()) return;
-  const fs::path checkpoint = ckpt::open_run_or_checkpoint(initial_weights).path();
-  const fs::path from = carried_folder(checkpoint.parent_path().parent_path()), to = carried_folder(run_dir);
-  if (!fs::is_directory(from) || fs::exists(to)) return;
-  make_folders(to);
-  for (const fs::directory_entry& entry : fs::directory_iterator(from))
-    if (entry.is_regular_file()) write_file_atomic(to / entry.path().filename(), read_file(entry.path()));
-}
-
 }  // namespace
 
 TrainResult train(const TrainOptions& options) {
@@ -373,7 +371,6 @@ TrainResult train(const TrainOptions& options) {
   const ckpt::RunLock lock = open_run_folder(options.run_dir, options.mode);
   write_file_atomic(options.run_dir / "config.toml", config::dump(options.config, config::DumpStyle::kFull));
   keep_tokenizer(config.data, options.run_dir);
-  keep_carried(config.train.initial_weights, options.run_dir);
   try {
     Run run(options, config, sources, lock, metrics);
     if (checkpoint) run.restore(*checkpoint);

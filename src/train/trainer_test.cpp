@@ -114,6 +114,39 @@ TEST(Trainer, resumes_bit_for_bit) {
   }
 }
 
+TEST(Trainer, begins_with_the_weights_of_another_run_and_then_needs_it_no_more) {
+  const TestFolder folder;
+  train(tiny_run(folder, "first", 3));
+  write_file_atomic(folder / "first/hf/config.json", "{}");
+  TrainOptions options = tiny_run(folder, "second", 2);
+  options.config.train.initial_weights = (folder / "first").string();
+  options.config.optimizer.lr = 0;
+  train(options);
+  const LoadedModel first = load_model(folder / "first", at::kCPU),
+                    second = load_model(folder / "second", at::kCPU);
+  for (const nn::Param& param : first.decoder->params().params()) {
+    if (param.spec.is_buffer) continue;
+    EXPECT_TRUE(at::equal(param.value, second.decoder->params().find(param.spec.name)->value))
+        << param.spec.name;
+  }
+  EXPECT_EQ(read_file(folder / "second/hf/config.json"), "{}");
+
+  std::filesystem::remove_all(folder / "first");
+  options.mode = RunMode::resume;
+  options.config.train.steps = 4;
+  EXPECT_EQ(train(options).steps, 4);
+
+  TrainOptions other = tiny_run(folder, "third", 2);
+  other.config.train.initial_weights = (folder / "second").string();
+  other.config.model.moe.experts = 8;
+  try {
+    train(other);
+    FAIL() << "nothing was refused";
+  } catch (const UserError& error) {
+    EXPECT_NE(std::string(error.what()).find("model.moe.experts: 4 -> 8"), std::string::npos) << error.what();
+  }
+}
+
 TEST(Trainer, micro_batches_and_recomputation_change_no_result) {
   const TestFolder folder;
   std::vector<double> losses;
