@@ -1,18 +1,13 @@
 #include "base/csv.h"
 
-#include <zlib.h>
-
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <charconv>
 #include <cmath>
-#include <cstring>
-#include <memory>
-#include <type_traits>
 
 #include "base/distance.h"
 #include "base/error.h"
+#include "base/text_file.h"
 
 namespace moebius {
 namespace {
@@ -22,26 +17,6 @@ namespace fs = std::filesystem;
 // Far above any trace (a year of 5-minute values has 4 MB); a decompression bomb stops here.
 constexpr size_t kMaxBytes = size_t{1} << 30;
 
-struct CloseGz {
-  void operator()(gzFile file) const { gzclose(file); }
-};
-using GzFile = std::unique_ptr<std::remove_pointer_t<gzFile>, CloseGz>;
-
-// The text as a message can show it.
-std::string shown_text(std::string_view text) {
-  constexpr size_t kMax = 40;
-  std::string text_shown;
-  for (const char c : text.substr(0, kMax)) text_shown += c >= 0x20 && c < 0x7f ? c : '?';
-  return "'" + text_shown + (text.size() > kMax ? "...'" : "'");
-}
-
-std::string_view trimmed(std::string_view text) {
-  const auto is_blank = [](char c) { return c == ' ' || c == '\t' || c == '\r'; };
-  while (!text.empty() && is_blank(text.front())) text.remove_prefix(1);
-  while (!text.empty() && is_blank(text.back())) text.remove_suffix(1);
-  return text;
-}
-
 // Bounds in messages: as short as they can be.
 std::string shortest(double value) {
   std::array<char, 32> text;
@@ -49,42 +24,22 @@ std::string shortest(double value) {
   return {text.data(), end};
 }
 
-}  // namespace
-
-std::string read_text_or_gzip(const fs::path& file, std::string_view what) {
-  std::error_code ignored;
-  if (!fs::exists(file, ignored)) throw_user_error(what, " ", file.string(), ": there is no such file");
-  if (fs::is_directory(file, ignored)) {
-    throw_user_error(what, " ", file.string(), ": is a folder; name a CSV file, plain or .gz");
-  }
-  const GzFile input(gzopen(file.c_str(), "rb"));
-  if (!input) throw_user_error(what, " ", file.string(), ": cannot be read: ", std::strerror(errno));
+std::string whole_text(const fs::path& file, std::string_view what) {
   std::string contents;
-  std::array<char, 1 << 16> buffer;
-  for (;;) {
-    const int count = gzread(input.get(), buffer.data(), buffer.size());
-    int status = Z_OK;
-    const char* message = gzerror(input.get(), &status);
-    if (count < 0 || status == Z_BUF_ERROR) {
-      throw_user_error(what, " ", file.string(), ": damaged gzip data (",
-                       status == Z_BUF_ERROR ? "the file is cut off" : message,
-                       "); copy or compress it again");
-    }
-    if (count == 0) break;
-    if (contents.size() + count > kMaxBytes) {
+  read_text_pieces(file, what, "a CSV file, plain or .gz", [&](std::string_view piece) {
+    if (contents.size() + piece.size() > kMaxBytes) {
       throw_user_error(what, " ", file.string(), ": holds more than ", kMaxBytes,
                        " bytes; give a part of it");
     }
-    contents.append(buffer.data(), count);
-  }
+    contents += piece;
+  });
   return contents;
 }
 
+}  // namespace
+
 CsvTable::CsvTable(fs::path file, std::string what)
-    : file_(std::move(file)),
-      what_(std::move(what)),
-      contents_(read_text_or_gzip(file_, what_)),
-      rest_(contents_) {
+    : file_(std::move(file)), what_(std::move(what)), contents_(whole_text(file_, what_)), rest_(contents_) {
   if (rest_.substr(0, 3) == "\xef\xbb\xbf") rest_.remove_prefix(3);
   std::string_view header;
   if (!next_line(&header) || trimmed(header).empty()) {

@@ -18,9 +18,6 @@
 
 namespace moebius {
 
-// The whole text of a file, decompressed when it is gzip. `what` names the file in messages ("jobs").
-std::string read_text_or_gzip(const std::filesystem::path& file, std::string_view what);
-
 class CsvTable {
  public:
   CsvTable(std::filesystem::path file, std::string what);

@@ -1,18 +1,14 @@
 #include "data/length_list.h"
 
-#include <zlib.h>
-
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <charconv>
 #include <cmath>
-#include <cstring>
-#include <memory>
 #include <string>
 #include <string_view>
 
 #include "base/error.h"
+#include "base/text_file.h"
 
 namespace moebius::data {
 namespace {
@@ -21,28 +17,13 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kMaxLength = int64_t{1} << 40;
 
-struct CloseGz {
-  void operator()(gzFile file) const { gzclose(file); }
-};
-using GzFile = std::unique_ptr<std::remove_pointer_t<gzFile>, CloseGz>;
-
-// The text as a message can show it.
-std::string quoted(std::string_view text) {
-  constexpr size_t kMax = 40;
-  std::string shown;
-  for (const char c : text.substr(0, kMax)) shown += c >= 0x20 && c < 0x7f ? c : '?';
-  return "'" + shown + (text.size() > kMax ? "...'" : "'");
-}
-
 class LengthParser {
  public:
   explicit LengthParser(const fs::path& file) : file_(file) {}
 
   void line(std::string_view text) {
     ++number_;
-    const auto is_blank = [](char c) { return c == ' ' || c == '\t' || c == '\r'; };
-    while (!text.empty() && is_blank(text.front())) text.remove_prefix(1);
-    while (!text.empty() && is_blank(text.back())) text.remove_suffix(1);
+    text = trimmed(text);
     if (text.empty()) return;
     int64_t value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -58,7 +39,7 @@ class LengthParser {
 
  private:
   [[noreturn]] void refuse(std::string_view text, const std::string& why) const {
-    throw_user_error(file_.string(), ":", number_, ": ", quoted(text), " ", why,
+    throw_user_error(file_.string(), ":", number_, ": ", shown_text(text), " ", why,
                      "; a list of lengths has one number of tokens per line");
   }
 
@@ -69,30 +50,9 @@ class LengthParser {
 }  // namespace
 
 std::vector<int64_t> read_lengths(const fs::path& file) {
-  std::error_code ignored;
-  if (!fs::exists(file, ignored)) {
-    throw_user_error("list of lengths ", file.string(), ": there is no such file");
-  }
-  if (fs::is_directory(file, ignored)) {
-    throw_user_error("list of lengths ", file.string(),
-                     ": is a folder; name a file of numbers, one per line");
-  }
-  const GzFile input(gzopen(file.c_str(), "rb"));
-  if (!input) throw_user_error("list of lengths ", file.string(), ": cannot be read: ", std::strerror(errno));
   LengthParser parser(file);
-  std::array<char, 1 << 16> buffer;
-  std::string rest;  // of a line that the buffer cut
-  for (;;) {
-    const int count = gzread(input.get(), buffer.data(), buffer.size());
-    int status = Z_OK;
-    const char* message = gzerror(input.get(), &status);
-    if (count < 0 || status == Z_BUF_ERROR) {
-      throw_user_error("list of lengths ", file.string(), ": damaged gzip data (",
-                       status == Z_BUF_ERROR ? "the file is cut off" : message,
-                       "); copy or compress it again");
-    }
-    if (count == 0) break;
-    std::string_view text(buffer.data(), count);
+  std::string rest;  // of a line that a piece cut
+  read_text_pieces(file, "list of lengths", "a file of numbers, one per line", [&](std::string_view text) {
     for (size_t end; (end = text.find('\n')) != std::string_view::npos; text.remove_prefix(end + 1)) {
       rest += text.substr(0, end);
       parser.line(rest);
@@ -100,8 +60,9 @@ std::vector<int64_t> read_lengths(const fs::path& file) {
     }
     rest += text;
     // No number is that long: say so now, not after gigabytes.
-    if (rest.size() > buffer.size()) parser.line(rest);
-  }
+    constexpr size_t kLongest = 1 << 16;
+    if (rest.size() > kLongest) parser.line(rest);
+  });
   parser.line(rest);
   if (parser.lengths.empty()) {
     throw_user_error("list of lengths ", file.string(),
