@@ -118,6 +118,17 @@ std::vector<int64_t> qwen_dense_layers(const JsonReader& json, int64_t num_layer
   return dense;
 }
 
+void write_qwen_moe(const config::ModelConfig& model, nlohmann::ordered_json& json) {
+  json["num_experts"] = model.moe.experts;
+  json["num_experts_per_tok"] = model.moe.top_k;
+  json["moe_intermediate_size"] = model.moe.expert_dim;
+  json["norm_topk_prob"] = model.moe.normalize_weights;
+  json["decoder_sparse_step"] = 1;
+  json["mlp_only_layers"] = model.moe.dense_layers;
+  json["router_aux_loss_coef"] = model.moe.balance.aux_loss;
+  json["output_router_logits"] = false;
+}
+
 std::vector<int64_t> first_layers(int64_t count) {
   std::vector<int64_t> layers;
   for (int64_t layer = 0; layer < count; ++layer) layers.push_back(layer);
@@ -140,6 +151,15 @@ std::vector<int64_t> sliding_layers(const JsonReader& json, std::vector<int64_t>
                        "; supported are full_attention and sliding_attention");
   }
   return layers;
+}
+
+void write_layer_types(const config::ModelConfig& model, nlohmann::ordered_json& json) {
+  // No list means every layer.
+  const bool all = model.sliding_window > 0 && model.sliding_layers.empty();
+  std::vector<std::string> types(static_cast<size_t>(model.layers),
+                                 all ? "sliding_attention" : "full_attention");
+  for (const int64_t layer : model.sliding_layers) types[static_cast<size_t>(layer)] = "sliding_attention";
+  json["layer_types"] = types;
 }
 
 bool is_dense_layer(const config::ModelConfig& model, int64_t layer) {
@@ -255,6 +275,17 @@ void Pieces::feed_forward(int64_t layer, const std::string& shared_name) {
   if (moe.shared_experts > 0)
     swiglu(disk + shared_name + ".", ours + "moe.shared.", moe.shared_width(), false);
   if (moe.shared_gate) whole(disk + shared_name + "_gate.weight", {1, model_.dim}, ours + "moe.shared_gate");
+}
+
+std::vector<Piece> standard_pieces(const config::ModelConfig& model, const JsonReader& /*json*/) {
+  Pieces pieces(model);
+  pieces.embeddings();
+  for (int64_t layer = 0; layer < model.layers; ++layer) {
+    pieces.norms(layer);
+    pieces.grouped_attention(layer);
+    pieces.feed_forward(layer);
+  }
+  return pieces.take();
 }
 
 }  // namespace moebius::ckpt::hf

@@ -25,12 +25,17 @@ void write_rope(const config::ModelConfig& model, nlohmann::ordered_json& json);
 
 // Layers that are dense: those in `mlp_only_layers`, and those that decoder_sparse_step leaves out (Qwen).
 std::vector<int64_t> qwen_dense_layers(const JsonReader& json, int64_t num_layers);
+// The routed experts of both Qwen families.
+void write_qwen_moe(const config::ModelConfig& model, nlohmann::ordered_json& json);
 // The first `count` layers (DeepSeek, GLM).
 std::vector<int64_t> first_layers(int64_t count);
 
 // Layers named "sliding_attention" in layer_types; without that field, `fallback`.
 std::vector<int64_t> sliding_layers(const JsonReader& json, std::vector<int64_t> fallback,
                                     int64_t num_layers);
+
+// layer_types: which layers the window holds for.
+void write_layer_types(const config::ModelConfig& model, nlohmann::ordered_json& json);
 
 bool is_dense_layer(const config::ModelConfig& model, int64_t layer);
 int64_t head_dim_of(const config::ModelConfig& model);
@@ -67,6 +72,9 @@ class Pieces {
   const config::ModelConfig& model_;
   std::vector<Piece> pieces_;
 };
+
+// Embeddings, and layers of norms, grouped attention and feed_forward: most families. For Family::pieces.
+std::vector<Piece> standard_pieces(const config::ModelConfig& model, const JsonReader& json);
 
 std::string layer_on_disk(int64_t layer);  // "model.layers.3."
 std::string our_layer(int64_t layer);      // "layers.3."

@@ -56,19 +56,8 @@ void write_glm4_moe(const config::ModelConfig& model, nlohmann::ordered_json& js
   json["num_nextn_predict_layers"] = 0;
 }
 
-std::vector<Piece> glm4_moe_pieces(const config::ModelConfig& model, const JsonReader& /*json*/) {
-  Pieces pieces(model);
-  pieces.embeddings();
-  for (int64_t layer = 0; layer < model.layers; ++layer) {
-    pieces.norms(layer);
-    pieces.grouped_attention(layer);
-    pieces.feed_forward(layer);
-  }
-  return pieces.take();
-}
-
 }  // namespace
 
-const Family kGlm4Moe{"glm4_moe", "Glm4MoeForCausalLM", read_glm4_moe, write_glm4_moe, glm4_moe_pieces};
+const Family kGlm4Moe{"glm4_moe", "Glm4MoeForCausalLM", read_glm4_moe, write_glm4_moe, standard_pieces};
 
 }  // namespace moebius::ckpt::hf

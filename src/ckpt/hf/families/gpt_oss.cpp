@@ -51,9 +51,7 @@ void write_gpt_oss(const config::ModelConfig& model, nlohmann::ordered_json& jso
   json["intermediate_size"] = model.moe.expert_dim;
   json["attention_bias"] = model.attention_bias;
   json["sliding_window"] = model.sliding_window;
-  json["layer_types"] = std::vector<std::string>(static_cast<size_t>(model.layers), "full_attention");
-  for (const int64_t layer : model.sliding_layers)
-    json["layer_types"][static_cast<size_t>(layer)] = "sliding_attention";
+  write_layer_types(model, json);
   json["num_local_experts"] = model.moe.experts;
   json["num_experts_per_tok"] = model.moe.top_k;
   json["swiglu_limit"] = model.moe.activation_limit;

@@ -19,19 +19,8 @@ void write_llama(const config::ModelConfig& model, nlohmann::ordered_json& json)
   json["mlp_bias"] = model.ffn_bias;
 }
 
-std::vector<Piece> llama_pieces(const config::ModelConfig& model, const JsonReader& /*json*/) {
-  Pieces pieces(model);
-  pieces.embeddings();
-  for (int64_t layer = 0; layer < model.layers; ++layer) {
-    pieces.norms(layer);
-    pieces.grouped_attention(layer);
-    pieces.feed_forward(layer);
-  }
-  return pieces.take();
-}
-
 }  // namespace
 
-const Family kLlama{"llama", "LlamaForCausalLM", read_llama, write_llama, llama_pieces};
+const Family kLlama{"llama", "LlamaForCausalLM", read_llama, write_llama, standard_pieces};
 
 }  // namespace moebius::ckpt::hf

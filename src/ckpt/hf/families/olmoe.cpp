@@ -37,19 +37,8 @@ void write_olmoe(const config::ModelConfig& model, nlohmann::ordered_json& json)
   json["output_router_logits"] = false;
 }
 
-std::vector<Piece> olmoe_pieces(const config::ModelConfig& model, const JsonReader& /*json*/) {
-  Pieces pieces(model);
-  pieces.embeddings();
-  for (int64_t layer = 0; layer < model.layers; ++layer) {
-    pieces.norms(layer);
-    pieces.grouped_attention(layer);
-    pieces.feed_forward(layer);
-  }
-  return pieces.take();
-}
-
 }  // namespace
 
-const Family kOlmoe{"olmoe", "OlmoeForCausalLM", read_olmoe, write_olmoe, olmoe_pieces};
+const Family kOlmoe{"olmoe", "OlmoeForCausalLM", read_olmoe, write_olmoe, standard_pieces};
 
 }  // namespace moebius::ckpt::hf

@@ -40,21 +40,10 @@ void write_qwen2_moe(const config::ModelConfig& model, nlohmann::ordered_json& j
   json["use_sliding_window"] = model.sliding_window > 0;
   if (model.sliding_window > 0) {
     json["sliding_window"] = model.sliding_window;
-    json["layer_types"] = std::vector<std::string>(static_cast<size_t>(model.layers), "full_attention");
-    for (int64_t layer = 0; layer < model.layers; ++layer)
-      if (model.sliding_layers.empty()) json["layer_types"][static_cast<size_t>(layer)] = "sliding_attention";
-    for (const int64_t layer : model.sliding_layers)
-      json["layer_types"][static_cast<size_t>(layer)] = "sliding_attention";
+    write_layer_types(model, json);
   }
-  json["num_experts"] = model.moe.experts;
-  json["num_experts_per_tok"] = model.moe.top_k;
-  json["moe_intermediate_size"] = model.moe.expert_dim;
+  write_qwen_moe(model, json);
   json["shared_expert_intermediate_size"] = model.moe.shared_width();
-  json["norm_topk_prob"] = model.moe.normalize_weights;
-  json["decoder_sparse_step"] = 1;
-  json["mlp_only_layers"] = model.moe.dense_layers;
-  json["router_aux_loss_coef"] = model.moe.balance.aux_loss;
-  json["output_router_logits"] = false;
 }
 
 std::vector<Piece> qwen2_moe_pieces(const config::ModelConfig& model, const JsonReader& /*json*/) {

@@ -26,29 +26,11 @@ void write_qwen3_moe(const config::ModelConfig& model, nlohmann::ordered_json& j
   json["use_sliding_window"] = model.sliding_window > 0;
   json["sliding_window"] = nullptr;
   if (model.sliding_window > 0) json["sliding_window"] = model.sliding_window;
-  json["num_experts"] = model.moe.experts;
-  json["num_experts_per_tok"] = model.moe.top_k;
-  json["moe_intermediate_size"] = model.moe.expert_dim;
-  json["norm_topk_prob"] = model.moe.normalize_weights;
-  json["decoder_sparse_step"] = 1;
-  json["mlp_only_layers"] = model.moe.dense_layers;
-  json["router_aux_loss_coef"] = model.moe.balance.aux_loss;
-  json["output_router_logits"] = false;
-}
-
-std::vector<Piece> qwen3_moe_pieces(const config::ModelConfig& model, const JsonReader& /*json*/) {
-  Pieces pieces(model);
-  pieces.embeddings();
-  for (int64_t layer = 0; layer < model.layers; ++layer) {
-    pieces.norms(layer);
-    pieces.grouped_attention(layer);
-    pieces.feed_forward(layer);
-  }
-  return pieces.take();
+  write_qwen_moe(model, json);
 }
 
 }  // namespace
 
-const Family kQwen3Moe{"qwen3_moe", "Qwen3MoeForCausalLM", read_qwen3_moe, write_qwen3_moe, qwen3_moe_pieces};
+const Family kQwen3Moe{"qwen3_moe", "Qwen3MoeForCausalLM", read_qwen3_moe, write_qwen3_moe, standard_pieces};
 
 }  // namespace moebius::ckpt::hf
