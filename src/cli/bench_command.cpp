@@ -17,7 +17,9 @@
 #include "base/concat.h"
 #include "base/distance.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "base/parallel.h"
+#include "cli/layer_bench_command.h"
 #include "cli/machine_probe.h"
 #include "ops/cases/check.h"
 #include "ops/cases/timing.h"
@@ -34,8 +36,11 @@ using ops::cases::Timing;
 struct BenchArguments {
   std::vector<std::string> cases;
   std::string device = "auto", dtype;
+  std::string json;  // a file, "-" for stdout, empty for text
   int threads = 0, repeats = 20;
-  bool list = false, check = false, json = false;
+  bool list = false, check = false;
+  std::vector<std::string> shapes, overrides;  // these and what follows: for layers and steps only
+  int tokens = 0, sequence = 0, vocab = 0;
 };
 
 struct Result {
@@ -69,6 +74,9 @@ std::string rate_text(const Result& result) {
 }
 
 void print_list() {
+  std::string layers;
+  for (const std::string& name : layer_bench_names()) layers += concat(layers.empty() ? "" : ", ", name);
+  std::cout << "layers and steps at the sizes of models (--shape): " << layers << "\n";
   size_t width = 0;
   for (const OpCase& op_case : ops::cases::all_cases()) width = std::max(width, op_case.name.size());
   for (const OpCase& op_case : ops::cases::all_cases()) {
@@ -127,17 +135,21 @@ nlohmann::ordered_json to_json(const Result& result) {
   return json;
 }
 
-void print_json(const std::vector<Result>& results, at::Device device, int repeats) {
+void write_json(const std::vector<Result>& results, at::Device device, const BenchArguments& arguments) {
   nlohmann::ordered_json json{
       {"moebius", MOEBIUS_VERSION},
       {"libtorch", concat(TORCH_VERSION_MAJOR, ".", TORCH_VERSION_MINOR, ".", TORCH_VERSION_PATCH)},
       {"device", device.is_cpu() ? "cpu" : "cuda"},
       {"device_name", device_name(device)}};
   if (device.is_cpu()) json["threads"] = num_threads();
-  json["repeats"] = repeats;
+  json["repeats"] = arguments.repeats;
   json["results"] = nlohmann::ordered_json::array();
   for (const Result& result : results) json["results"].push_back(to_json(result));
-  std::cout << json.dump(2) << std::endl;
+  if (arguments.json == "-") {
+    std::cout << json.dump(2) << std::endl;
+  } else {
+    write_file_atomic(arguments.json, json.dump(2) + "\n");
+  }
 }
 
 std::vector<std::pair<const OpCase*, at::ScalarType>> runs_of(const BenchArguments& arguments,
@@ -155,27 +167,72 @@ std::vector<std::pair<const OpCase*, at::ScalarType>> runs_of(const BenchArgumen
   return runs;
 }
 
+bool is_layer_bench(const std::string& word) {
+  const std::vector<std::string>& names = layer_bench_names();
+  return std::find(names.begin(), names.end(), word) != names.end();
+}
+
+// Whether layers or steps are asked for. They are op cases too by name: `attention` alone means the cases,
+// with --shape the layer.
+bool asks_for_layers(const BenchArguments& arguments) {
+  size_t layers = 0, only_layers = 0;
+  for (const std::string& word : arguments.cases) {
+    if (!is_layer_bench(word)) continue;
+    ++layers;
+    only_layers += word == "moe_layer" || word == "linear_ce" || word == "step" ? 1 : 0;
+  }
+  const bool has_sizes = !arguments.shapes.empty() || !arguments.overrides.empty() || arguments.tokens > 0 ||
+                         arguments.sequence > 0 || arguments.vocab > 0;
+  if (only_layers == 0 && !has_sizes) return false;
+  if (layers < arguments.cases.size()) {
+    const auto other = std::find_if_not(arguments.cases.begin(), arguments.cases.end(), is_layer_bench);
+    throw_user_error("'", *other,
+                     "' is no layer that takes --shape; those are moe_layer, attention, linear_ce, "
+                     "adamw and step, and op cases are timed by a call of their own");
+  }
+  return true;
+}
+
+void run_layers(const BenchArguments& arguments) {
+  LayerBenchArguments layers;
+  layers.benches = arguments.cases;
+  layers.shapes = arguments.shapes;
+  layers.overrides = arguments.overrides;
+  layers.device = arguments.device;
+  if (!arguments.dtype.empty()) layers.dtype = arguments.dtype;
+  layers.json = arguments.json;
+  layers.threads = arguments.threads;
+  layers.repeats = arguments.repeats;
+  layers.tokens = arguments.tokens;
+  layers.sequence = arguments.sequence;
+  layers.vocab = arguments.vocab;
+  layers.check = arguments.check;
+  run_layer_bench(layers);
+}
+
 void run_bench(const BenchArguments& arguments) {
   if (arguments.list) return print_list();
   if (arguments.cases.empty())
     throw_user_error("bench needs the name of a case or a pattern; see moebius bench --list");
+  if (asks_for_layers(arguments)) return run_layers(arguments);
   ops::load_cuda_plugin();
   const at::Device device = ops::choose_device(arguments.device);
   const auto runs = runs_of(arguments, device);
   if (arguments.threads > 0) set_num_threads(arguments.threads);
   size_t width = 0;
   for (const auto& [op_case, dtype] : runs) width = std::max(width, op_case->name.size());
-  if (!arguments.json) print_heading(width, device, arguments.repeats);
+  const bool prints_text = arguments.json != "-";
+  if (prints_text) print_heading(width, device, arguments.repeats);
   std::vector<Result> results;
   size_t failed = 0;
   for (const auto& [op_case, dtype] : runs) {
     Result result{op_case, dtype, ops::cases::time_case(*op_case, dtype, device, arguments.repeats), {}};
     if (arguments.check) result.check = ops::cases::check_case(*op_case, dtype, device);
     if (result.check && !result.check->passed()) ++failed;
-    if (!arguments.json) print_line(width, result);
+    if (prints_text) print_line(width, result);
     results.push_back(std::move(result));
   }
-  if (arguments.json) print_json(results, device, arguments.repeats);
+  if (!arguments.json.empty()) write_json(results, device, arguments);
   if (failed > 0)
     throw std::runtime_error(concat(failed, " of ", results.size(), " cases differ from their reference"));
 }
@@ -211,11 +268,27 @@ std::vector<const OpCase*> select_cases(const std::vector<std::string>& words, b
 }
 
 void add_bench_command(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("bench", "Time single operators, and check them against references");
+  CLI::App* command = app.add_subcommand(
+      "bench", "Time single operators, layers and steps, and check them against references");
   auto arguments = std::make_shared<BenchArguments>();
-  command->add_option("case", arguments->cases,
-                      "Case, operator (all its cases) or pattern: expert_ffn/*f640. Large cases run on the "
-                      "CPU only when named in full");
+  command->add_option(
+      "case", arguments->cases,
+      "Case, operator (all its cases) or pattern: expert_ffn/*f640. Large cases run on the "
+      "CPU only when named in full. With --shape a layer: moe_layer, attention, linear_ce, adamw, "
+      "or a training step: step");
+  command
+      ->add_option("--shape", arguments->shapes, "Shapes of layers: mixtral, qwen3-30b, ... (default: all)")
+      ->delimiter(',');
+  command->add_option("--tokens", arguments->tokens, "Tokens of a layer, instead of the shape's")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--sequence", arguments->sequence, "Tokens of a document for attention")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--vocab", arguments->vocab, "Vocabulary of linear_ce and step")
+      ->check(CLI::PositiveNumber);
+  command
+      ->add_option("--set", arguments->overrides,
+                   "Field of the config of a step or of adamw: optimizer.state_dtype=fp32")
+      ->allow_extra_args(false);
   command->add_flag("--list", arguments->list, "List the cases instead");
   command->add_option("--device", arguments->device, "cpu, cuda or auto")
       ->capture_default_str()
@@ -230,7 +303,11 @@ void add_bench_command(CLI::App& app) {
       ->check(CLI::PositiveNumber);
   command->add_flag("--check", arguments->check,
                     "Also compare outputs and gradients with the double-precision reference");
-  command->add_flag("--json", arguments->json, "Print one JSON object instead of text");
+  command
+      ->add_option("--json", arguments->json,
+                   "Write one JSON object into this file, or without a name print it instead of text")
+      ->expected(0, 1)
+      ->default_str("-");
   command->callback([arguments] { run_bench(*arguments); });
 }
 

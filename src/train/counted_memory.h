@@ -1,4 +1,4 @@
-// Counts the memory of CPU tensors. Only for tests.
+// Counts the memory of CPU tensors, for tests and `moebius bench`.
 #pragma once
 
 #include <c10/core/Allocator.h>

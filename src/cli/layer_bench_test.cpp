@@ -1,0 +1,104 @@
+#include "cli/layer_bench.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "base/file.h"
+#include "base/test_folder.h"
+#include "cli/bench_command.h"
+#include "cli/command_output.h"
+#include "cli/layer_shapes.h"
+#include "config/dump.h"
+#include "config/load.h"
+
+namespace moebius::cli {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+std::string run(const std::string& arguments) {
+  return output_of(add_bench_command, "bench " + arguments);
+}
+
+nlohmann::json json_of(const std::string& arguments) {
+  return nlohmann::json::parse(run(arguments + " --json"));
+}
+
+TEST(LayerBench, steps_have_the_sizes_of_the_benchmark_configs) {
+  const std::filesystem::path root = std::getenv("MOEBIUS_SOURCE_DIR");
+  for (const auto& [shape, file] : std::vector<std::pair<std::string, std::string>>{
+           {"mixtral", "mixtral-2l"}, {"olmoe", "olmoe-6l"}, {"qwen3-30b", "qwen3-4l"}}) {
+    const config::RunConfig from_file =
+        config::load_run_config(root / "configs" / "bench" / (file + ".toml"));
+    EXPECT_EQ(config::describe_differences(config::diff(step_config(find_layer_shape(shape)), from_file)), "")
+        << file;
+  }
+}
+
+TEST(LayerBench, layers_agree_with_their_references_in_both_dtypes) {
+  for (const std::string layer : {"moe_layer", "attention", "linear_ce", "adamw"}) {
+    for (const std::string dtype : {"fp32", "bf16"}) {
+      const auto json = json_of(layer + " --shape tiny --device cpu --repeats 1 --check --dtype " + dtype);
+      ASSERT_EQ(json["results"].size(), 1u) << layer;
+      const auto& result = json["results"][0];
+      EXPECT_EQ(result["passed"], true) << result;
+      EXPECT_GT(result["error"], 0.0) << layer << " is compared with itself";
+      // AdamW works in place.
+      EXPECT_EQ(result["extra_peak_bytes"].get<int64_t>() > 0, layer != "adamw") << layer;
+    }
+  }
+}
+
+TEST(LayerBench, counts_the_experts_as_the_peers_do) {
+  const auto json = json_of("moe_layer --shape tiny --tokens 128 --device cpu --repeats 3");
+  const auto& result = json["results"][0];
+  const double flops = 6.0 * 128 * 2 * 64 * 48;
+  EXPECT_NEAR(result["forward_tflops"].get<double>() * result["forward_ms"].get<double>() * 1e9, flops,
+              flops * 1e-6);
+  EXPECT_NEAR(
+      result["forward_backward_tflops"].get<double>() * result["forward_backward_ms"].get<double>() * 1e9,
+      3 * flops, flops * 1e-6);
+  // Held for the backward pass: the output and the pre-activation, nothing that grows with K beyond it.
+  const int64_t held = result["held_bytes"].get<int64_t>();
+  EXPECT_GE(held, 2 * (128 * 64 + 128 * 2 * 2 * 48));
+  EXPECT_LE(held, 2 * (128 * 64 + 128 * 2 * 2 * 48) + 4096);
+}
+
+TEST(LayerBench, steps_repeat_and_take_overrides) {
+  const auto json = json_of(
+      "step --shape tiny --device cpu --repeats 2 --check --set train.micro_batch=2 --set "
+      "train.recompute=full");
+  const auto& result = json["results"][0];
+  EXPECT_EQ(result["repeats_exactly"], true);
+  EXPECT_EQ(result["tokens"], 256);
+  EXPECT_NEAR(result["loss"].get<double>(), std::log(256.0), 0.3);
+  EXPECT_GT(result["peak_memory_bytes"], 0);
+}
+
+TEST(LayerBench, writes_a_file_beside_the_text) {
+  const TestFolder folder;
+  const std::string file = (folder.path() / "bench.json").string();
+  EXPECT_THAT(run("moe_layer --shape tiny --device cpu --repeats 1 --json " + file),
+              AllOf(HasSubstr("moe_layer"), HasSubstr("tiny"), HasSubstr("FLOP/s")));
+  const auto json = nlohmann::json::parse(read_file(file));
+  EXPECT_EQ(json["results"][0]["shape"], "tiny");
+  EXPECT_GT(json["product_tflops"], 0.0);
+}
+
+TEST(LayerBench, refuses_what_it_has_no_sizes_for) {
+  EXPECT_THAT(
+      run("moe_layer --shape qwen3-30 --device cpu"),
+      AllOf(HasSubstr("error: --shape qwen3-30 is not known; did you mean qwen3-30b?"), HasSubstr("olmoe")));
+  EXPECT_THAT(run("attention --shape dsv2-lite --device cpu"), HasSubstr("has no attention"));
+  EXPECT_THAT(run("step --shape sonic-1536 --device cpu"), HasSubstr("has no training step; choose mixtral"));
+  EXPECT_THAT(run("swiglu --shape tiny --device cpu"), HasSubstr("'swiglu' is no layer that takes --shape"));
+  EXPECT_THAT(run("attention --shape tiny --tokens 100 --device cpu"),
+              HasSubstr("no multiple of the sequence"));
+}
+
+}  // namespace
+}  // namespace moebius::cli
