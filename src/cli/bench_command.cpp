@@ -40,7 +40,7 @@ struct BenchArguments {
   int threads = 0, repeats = 20;
   bool list = false, check = false;
   std::vector<std::string> shapes, overrides;  // these and what follows: for layers and steps only
-  int tokens = 0, sequence = 0, vocab = 0;
+  int tokens = 0, sequence = 0, vocab = 0, kernels = -1;
 };
 
 struct Result {
@@ -182,7 +182,7 @@ bool asks_for_layers(const BenchArguments& arguments) {
     only_layers += word == "moe_layer" || word == "linear_ce" || word == "step" ? 1 : 0;
   }
   const bool has_sizes = !arguments.shapes.empty() || !arguments.overrides.empty() || arguments.tokens > 0 ||
-                         arguments.sequence > 0 || arguments.vocab > 0;
+                         arguments.sequence > 0 || arguments.vocab > 0 || arguments.kernels >= 0;
   if (only_layers == 0 && !has_sizes) return false;
   if (layers < arguments.cases.size()) {
     const auto other = std::find_if_not(arguments.cases.begin(), arguments.cases.end(), is_layer_bench);
@@ -207,6 +207,7 @@ void run_layers(const BenchArguments& arguments) {
   layers.sequence = arguments.sequence;
   layers.vocab = arguments.vocab;
   layers.check = arguments.check;
+  layers.kernels = arguments.kernels;
   run_layer_bench(layers);
 }
 
@@ -285,6 +286,13 @@ void add_bench_command(CLI::App& app) {
       ->check(CLI::PositiveNumber);
   command->add_option("--vocab", arguments->vocab, "Vocabulary of linear_ce and step")
       ->check(CLI::PositiveNumber);
+  command
+      ->add_option(
+          "--kernels", arguments->kernels,
+          "Of a layer or step: also the time by phase and the longest N kernels, as the driver measures them")
+      ->expected(0, 1)
+      ->default_str("20")
+      ->check(CLI::NonNegativeNumber);
   command
       ->add_option("--set", arguments->overrides,
                    "Field of the config of a step or of adamw: optimizer.state_dtype=fp32")

@@ -1,5 +1,6 @@
 #include "cli/layer_bench_command.h"
 
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/headeronly/version.h>
 
 #include <algorithm>
@@ -29,6 +30,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int64_t kRepeatedSteps = 3;
+constexpr int kProfiledCalls = 3;
 
 std::string bench_device_name(at::Device device) {
   if (device.is_cpu()) return probe_cpu().model;
@@ -93,6 +95,17 @@ LayerBench layer_bench(const std::string& bench, const LayerShape& shape,
   return adamw_bench(shape, config.optimizer, dtype, device);
 }
 
+void add_profile(Figure& figure, const std::vector<KernelTime>& kernels, int calls, int count) {
+  figure.text += "\n" + profile_text(kernels, calls, static_cast<size_t>(count));
+  figure.text.pop_back();
+  figure.json["kernels"] = Json::array();
+  for (const KernelTime& kernel : kernels)
+    figure.json["kernels"].push_back({{"name", kernel.name},
+                                      {"phase", kernel.phase},
+                                      {"calls", static_cast<double>(kernel.calls) / calls},
+                                      {"ms", kernel.ms / calls}});
+}
+
 Json sizes_of(const LayerShape& shape) {
   return {{"H", shape.dim}, {"I", shape.expert_dim}, {"E", shape.experts}, {"K", shape.top_k}};
 }
@@ -153,6 +166,17 @@ Figure measure_layer(const std::string& bench, const LayerShape& shape, const La
                 format_bytes(times.peak_bytes).c_str());
   figure.text = text;
   if (arguments.check) add_check(figure, layer, arguments);
+  if (arguments.kernels >= 0) {
+    const auto once = [&] {
+      const std::vector<at::Tensor> outputs = layer.passes.forward();
+      if (!layer.passes.output_grads.empty())
+        torch::autograd::grad(outputs, layer.passes.leaves, layer.passes.output_grads);
+    };
+    const auto profiled = [&] {
+      for (int i = 0; i < kProfiledCalls; ++i) once();
+    };
+    add_profile(figure, profile_kernels(profiled, device), kProfiledCalls, arguments.kernels);
+  }
   return figure;
 }
 
@@ -168,6 +192,7 @@ Figure measure_step(const LayerShape& shape, const LayerBenchArguments& argument
                  {"dtype", config.train.precision},
                  {"tokens", tokens},
                  {"layers", config.model.layers},
+                 {"recompute", config.train.recompute},
                  {"step_ms", times.step_ms},
                  {"model_tflops", times.model_flops * 1e-12},
                  {"tokens_per_second", times.tokens_per_second},
@@ -187,6 +212,8 @@ Figure measure_step(const LayerShape& shape, const LayerBenchArguments& argument
     figure.json["repeats_exactly"] = !figure.failed;
     figure.text += figure.failed ? "  FAILED: two runs differ" : "  two runs are equal";
   }
+  if (arguments.kernels >= 0)
+    add_profile(figure, profile_steps(config, kProfiledCalls, device), kProfiledCalls, arguments.kernels);
   return figure;
 }
 

@@ -15,6 +15,7 @@ struct LayerBenchArguments {
   int threads = 0, repeats = 20;
   int tokens = 0, sequence = 0, vocab = 0;  // instead of the shape's
   bool check = false;
+  int kernels = -1;  // how many of the longest kernels are listed; negative: no profile
 };
 
 const std::vector<std::string>& layer_bench_names();

@@ -10,6 +10,7 @@
 #include "base/test_folder.h"
 #include "cli/bench_command.h"
 #include "cli/command_output.h"
+#include "cli/kernel_profile.h"
 #include "cli/layer_shapes.h"
 #include "config/dump.h"
 #include "config/load.h"
@@ -87,6 +88,28 @@ TEST(LayerBench, writes_a_file_beside_the_text) {
   const auto json = nlohmann::json::parse(read_file(file));
   EXPECT_EQ(json["results"][0]["shape"], "tiny");
   EXPECT_GT(json["product_tflops"], 0.0);
+}
+
+TEST(LayerBench, knows_the_kernels_of_libraries_by_name) {
+  EXPECT_EQ(phase_of("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_7_64x64x128_4x1x1"),
+            "attention");
+  EXPECT_EQ(
+      phase_of(
+          "void cutlass::device_kernel<at::cuda::detail::enable_3x_kernel_for_sm9x<cutlass::gemm::kernel::"
+          "GemmUniversal<cutlass::gemm::GroupProblemShape<cute::tuple<int, int, int>>>>>"),
+      "grouped products");
+  EXPECT_EQ(phase_of("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NNT"), "dense products");
+  EXPECT_EQ(phase_of("void moebius::kernels::cuda::(anonymous namespace)::adamw_kernel<__nv_bfloat16>(int)"),
+            "optimizer");
+  EXPECT_EQ(phase_of("something_new"), "other");
+}
+
+TEST(LayerBench, profiles_what_runs) {
+  const auto json = json_of("linear_ce --shape tiny --device cpu --repeats 1 --kernels 3");
+  const auto& kernels = json["results"][0]["kernels"];
+  ASSERT_GT(kernels.size(), 0u);
+  EXPECT_GT(kernels[0]["ms"], 0.0);
+  EXPECT_THAT(run("step --shape tiny --device cpu --repeats 1 --kernels"), HasSubstr("the longest kernels"));
 }
 
 TEST(LayerBench, refuses_what_it_has_no_sizes_for) {

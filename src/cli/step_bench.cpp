@@ -88,6 +88,17 @@ StepTimes time_steps(const config::RunConfig& config, at::Device device) {
   return times;
 }
 
+std::vector<KernelTime> profile_steps(const config::RunConfig& config, int64_t steps, at::Device device) {
+  Training training(with_micro_batch(config), device);
+  for (int64_t step = 1; step <= kWarmUpSteps; ++step) training.queue(step).get();
+  return profile_kernels(
+      [&] {
+        for (int64_t step = kWarmUpSteps + 1; step <= kWarmUpSteps + steps; ++step)
+          training.queue(step).get();
+      },
+      device);
+}
+
 bool steps_repeat(const config::RunConfig& config, int64_t steps, at::Device device) {
   std::vector<double> numbers[2];
   for (std::vector<double>& run : numbers) {

@@ -5,7 +5,9 @@
 #include <c10/core/Device.h>
 
 #include <cstdint>
+#include <vector>
 
+#include "cli/kernel_profile.h"
 #include "config/train_config.h"
 
 namespace moebius::cli {
@@ -21,6 +23,9 @@ struct StepTimes {
 // Trains config.train.steps steps (at least four) on synthetic tokens as `moebius train` does: a step is
 // queued while the one before it runs. `config` must be valid, with its vocabulary.
 StepTimes time_steps(const config::RunConfig& config, at::Device device);
+
+// The kernels of `steps` steps after the first three.
+std::vector<KernelTime> profile_steps(const config::RunConfig& config, int64_t steps, at::Device device);
 
 // Whether two runs of `steps` steps from the same seed end with the same losses and gradient norms, bit for
 // bit.
