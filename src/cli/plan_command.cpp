@@ -15,6 +15,7 @@
 #include "ops/device.h"
 #include "train/model_files.h"
 #include "train/plan.h"
+#include "train/recompute_choice.h"
 
 namespace moebius::cli {
 namespace {
@@ -38,14 +39,14 @@ std::optional<int64_t> available_bytes(bool on_cuda) {
   return memory.ok() ? std::optional<int64_t>(memory->available_bytes) : std::nullopt;
 }
 
-std::string verdict(const train::Plan& plan, std::optional<int64_t> available) {
-  const std::string place = plan.on_cuda ? "the GPU" : "this machine";
+std::string verdict(const train::Plan& plan, std::optional<int64_t> available, bool has_budget) {
+  const std::string place = has_budget ? "memory.budget_gib" : plan.on_cuda ? "the GPU" : "this machine";
+  const std::string has = has_budget ? " is " : " has ", ending = has_budget ? "\n" : " available\n";
   if (!available)
     return plan.on_cuda ? "there is no CUDA device here to hold it against\n"
                         : "how much memory this machine has available could not be read\n";
-  if (plan.needed_bytes() <= *available)
-    return "fits: " + place + " has " + format_bytes(*available) + " available\n";
-  std::string text = "does not fit: " + place + " has " + format_bytes(*available) + " available\n";
+  if (plan.needed_bytes() <= *available) return "fits: " + place + has + format_bytes(*available) + ending;
+  std::string text = "does not fit: " + place + has + format_bytes(*available) + ending;
   for (const train::Saving& saving : train::possible_savings(plan, *available))
     text += "  with " + saving.field + " = " + saving.value + " it needs " +
             format_bytes(saving.needed_bytes) + '\n';
@@ -59,8 +60,10 @@ void run_plan(const PlanArguments& arguments) {
       arguments.device == "cuda" || (arguments.device == "auto" && ops::choose_device("auto").is_cuda());
   if (config.model.vocab == 0)
     config.model.vocab = train::vocabulary(config, data::open_tokenizer(config.data.tokenizer).get());
-  const train::Plan plan = train::make_plan(config, on_cuda);
-  const std::optional<int64_t> available = available_bytes(on_cuda);
+  std::optional<int64_t> available = available_bytes(on_cuda);
+  const train::Plan plan = train::make_plan(train::with_recompute(config, on_cuda, available), on_cuda);
+  const bool has_budget = config.memory.budget_gib > 0;
+  if (has_budget) available = train::memory_budget_bytes(config, available);
   if (arguments.as_json) {
     nlohmann::ordered_json json = train::to_json(plan);
     if (available) {
@@ -69,7 +72,7 @@ void run_plan(const PlanArguments& arguments) {
     }
     std::cout << json.dump(2) << '\n';
   } else {
-    std::cout << train::to_text(plan) << verdict(plan, available);
+    std::cout << train::to_text(plan) << verdict(plan, available, has_budget);
   }
   std::cout.flush();
 }

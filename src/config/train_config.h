@@ -119,8 +119,10 @@ struct TrainSection {
   int64_t sequence = 256;
   int64_t batch = 8;
   int64_t micro_batch = 0;
-  std::string recompute = "none";
+  std::string recompute = "auto";
+  int64_t recompute_layers = 0;
   bool deterministic = false;
+  bool cuda_graph = false;
   int64_t max_skipped = 10;
   int64_t eval_every = 0;
   int64_t eval_batches = 0;
@@ -144,10 +146,19 @@ void describe(V& v, TrainSection& c) {
   v.field("batch", c.batch, at_least(1), "sequences", "Sequences per optimizer step.");
   v.field("micro_batch", c.micro_batch, at_least(0), "sequences",
           "Sequences per pass; must divide batch. 0: all.");
-  v.field("recompute", c.recompute, one_of({"none", "selective", "full"}), "",
-          "Activations recomputed in the backward pass: none, those of the feed-forward layers, or whole "
-          "blocks.");
+  v.field("recompute", c.recompute, one_of({"auto", "none", "selective", "full"}), "",
+          "Activations computed again in the backward pass: none; selective: norms, normalised heads, "
+          "activations and "
+          "up projections; full: whole blocks. auto: the least that fits memory.budget_gib.");
+  v.field("recompute_layers", c.recompute_layers, at_least(0), "",
+          "Blocks, from the first, that train.recompute applies to; those after them keep one step more "
+          "(selective "
+          "after full, none after selective). 0: all blocks.");
   v.field("deterministic", c.deterministic, any(), "", "Only operators whose result is the same every time.");
+  v.field("cuda_graph", c.cuda_graph, any(), "",
+          "On a GPU: record the whole step once for each shape of batch and run the recording after that. "
+          "Batches of "
+          "documents of different lengths are run as without.");
   v.field("max_skipped", c.max_skipped, at_least(1), "steps",
           "Stop after this many non-finite steps in a row.");
   v.field("eval_every", c.eval_every, at_least(0), "steps", "Interval of validation; 0: only at the end.");
@@ -163,6 +174,18 @@ void describe(V& v, TrainSection& c) {
   v.field("trace_steps", c.trace_steps, at_least(1), "steps", "How many steps --trace records.");
 }
 
+struct MemoryConfig {
+  double budget_gib = 0;
+};
+
+template <class V>
+void describe(V& v, MemoryConfig& c) {
+  v.field("budget_gib", c.budget_gib, range(0, 1e6), "GiB",
+          "What a step may take of the memory its model lies in, for train.recompute = 'auto'; 0: nine "
+          "tenths of what is "
+          "free when the run starts.");
+}
+
 struct RunConfig {
   ModelConfig model;
   DataConfig data;
@@ -170,6 +193,7 @@ struct RunConfig {
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
   CheckpointConfig checkpoint;
+  MemoryConfig memory;
 };
 
 template <class V>
@@ -180,6 +204,7 @@ void describe(V& v, RunConfig& c) {
   v.section("optimizer", c.optimizer, "Update rule.");
   v.section("schedule", c.schedule, "Learning rate over time.");
   v.section("checkpoint", c.checkpoint, "What is saved, and when.");
+  v.section("memory", c.memory, "What a step may take.");
 }
 
 }  // namespace moebius::config

@@ -92,7 +92,7 @@ nn::FeedForwardResult MoeFeedForward::forward(const at::Tensor& x_TD,
     context.observer->decided(layer_, logits_TE, routing.experts_TK, routing.weights_TK);
   }
   nn::FeedForwardResult result;
-  result.y_TD = dispatcher_->apply(x_TD, routing, experts(), context.recompute);
+  result.y_TD = dispatcher_->apply(x_TD, routing, experts(), context.discards != nullptr);
   if (shared_) result.y_TD = result.y_TD + shared(x_TD, context);
   if (context.with_losses) add_losses(routing, result);
   return result;

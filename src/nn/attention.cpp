@@ -36,8 +36,13 @@ Attention::Attention(const AttentionOptions& options, const std::string& prefix,
   k_norm_ = declare("k_norm", options.num_kv_heads);
 }
 
-at::Tensor Attention::projected(const at::Tensor& x_TD, const at::Tensor& positions_T,
-                                const at::Tensor& cos_sin_PD) const {
+at::Tensor Attention::projected(const at::Tensor& x_TD) const {
+  return ops::linear(x_TD, qkv_.value, value_of(qkv_bias_));
+}
+
+// Queries and keys normalised and rotated.
+at::Tensor Attention::turned(const at::Tensor& projected_TC, const at::Tensor& positions_T,
+                             const at::Tensor& cos_sin_PD) const {
   ops::RopeOptions rope;
   rope.num_heads = options_.num_heads;
   rope.num_kv_heads = options_.num_kv_heads;
@@ -45,8 +50,7 @@ at::Tensor Attention::projected(const at::Tensor& x_TD, const at::Tensor& positi
   rope.norm = options_.qk_norm;
   rope.eps = options_.norm_eps;
   rope.rotary_dim = options_.rotary_dim;
-  return ops::qk_norm_rope(ops::linear(x_TD, qkv_.value, value_of(qkv_bias_)), value_of(q_norm_),
-                           value_of(k_norm_), positions_T, cos_sin_PD, rope);
+  return ops::qk_norm_rope(projected_TC, value_of(q_norm_), value_of(k_norm_), positions_T, cos_sin_PD, rope);
 }
 
 ops::AttentionShape Attention::shape() const {
@@ -56,8 +60,15 @@ ops::AttentionShape Attention::shape() const {
 }
 
 at::Tensor Attention::forward(const at::Tensor& x_TD, const at::Tensor& positions_T,
-                              const at::Tensor& cos_sin_PD, const ops::Segments& documents) const {
-  const at::Tensor qkv_TC = projected(x_TD, positions_T, cos_sin_PD);
+                              const at::Tensor& cos_sin_PD, const ops::Segments& documents,
+                              Discards* discards) const {
+  const at::Tensor projected_TC = projected(x_TD);
+  const at::Tensor qkv_TC = turned(projected_TC, positions_T, cos_sin_PD);
+  // The norms keep what they read, so that the rest can be made from it; without them nothing else is kept.
+  if (discards != nullptr && options_.qk_norm != kernels::QkNorm::none)
+    discards->add(qkv_TC, [this, read = projected_TC.detach(), positions_T, cos_sin_PD] {
+      return turned(read, positions_T, cos_sin_PD);
+    });
   const at::Tensor y_TC = ops::attention(qkv_TC, documents, shape(), value_of(sinks_));
   return ops::linear(y_TC, out_.value, value_of(out_bias_));
 }
@@ -66,7 +77,7 @@ at::Tensor Attention::forward_cached(const at::Tensor& x_TD, const at::Tensor& p
                                      const at::Tensor& cos_sin_PD, int64_t layer, KvCache& cache) const {
   const int64_t count = x_TD.size(0), heads = options_.num_heads, kv_heads = options_.num_kv_heads;
   const at::Tensor qkv_THd =
-      projected(x_TD, positions_T, cos_sin_PD).view({count, heads + 2 * kv_heads, options_.head_dim});
+      turned(projected(x_TD), positions_T, cos_sin_PD).view({count, heads + 2 * kv_heads, options_.head_dim});
   const KvCache::KeysValues held =
       cache.append(layer, qkv_THd.narrow(1, heads, kv_heads), qkv_THd.narrow(1, heads + kv_heads, kv_heads));
   const at::Tensor y_TC = ops::attention_with_cache(qkv_THd.narrow(1, 0, heads).transpose(0, 1), held.keys,

@@ -31,13 +31,14 @@ class Attention final : public SelfAttention {
   Attention(const AttentionOptions& options, const std::string& prefix, ParamTable& params);
 
   at::Tensor forward(const at::Tensor& x_TD, const at::Tensor& positions_T, const at::Tensor& cos_sin_PD,
-                     const ops::Segments& documents) const override;
+                     const ops::Segments& documents, Discards* discards) const override;
   at::Tensor forward_cached(const at::Tensor& x_TD, const at::Tensor& positions_T,
                             const at::Tensor& cos_sin_PD, int64_t layer, KvCache& cache) const override;
 
  private:
-  at::Tensor projected(const at::Tensor& x_TD, const at::Tensor& positions_T,
-                       const at::Tensor& cos_sin_PD) const;
+  at::Tensor projected(const at::Tensor& x_TD) const;
+  at::Tensor turned(const at::Tensor& projected_TC, const at::Tensor& positions_T,
+                    const at::Tensor& cos_sin_PD) const;
   ops::AttentionShape shape() const;
 
   AttentionOptions options_;

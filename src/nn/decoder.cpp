@@ -92,7 +92,6 @@ FeedForwardContext Decoder::context_of(const TokenBatch& batch, const ForwardOpt
   FeedForwardContext context;
   context.sequence_of_T = batch.sequence_of_T;
   context.num_sequences = batch.num_sequences;
-  context.recompute = options.recompute == Recompute::selective;
   context.with_losses = options.with_losses;
   context.may_drop = options.may_drop;
   context.observer = options.observer;
@@ -104,22 +103,38 @@ Decoder::Stream Decoder::run_block(int64_t layer, const Stream& in, const TokenB
                                    ModelLoad& load) const {
   const Block& block = *blocks_[static_cast<size_t>(layer)];
   // The stream, the balance loss and the sums of the router, of which the last three may be undefined.
-  const auto run = [&block, cos_sin = cos_sin_PD_, batch, context = context_of(batch, options)](
+  const Recompute policy = recompute_of_layer(options.recompute, options.recompute_layers, layer);
+  const bool discards = policy == Recompute::selective && at::GradMode::is_enabled();
+  const auto run = [&block, discards, cos_sin = cos_sin_PD_, batch, context = context_of(batch, options)](
                        const Stream& stream, const auto& look) {
+    // A norm's output goes, and comes again from its input, which the norm keeps.
+    const auto discard_normed = [&](Discards& all, const at::Tensor& normed_TD, const at::Tensor& x_TD,
+                                    const Param& weight) {
+      all.add(normed_TD,
+              [x = x_TD.detach(), &weight, eps = block.eps] { return ops::rms_norm(x, weight.value, eps); });
+    };
     const auto [x_TD, attention_in_TD] =
         add_norm(stream.x_TD, stream.delta_TD, block.attention_norm, block.eps);
-    const at::Tensor attention_TD =
-        block.attention->forward(attention_in_TD, batch.positions_T, cos_sin, batch.documents);
+    Discards of_attention, of_ffn;
+    if (discards) discard_normed(of_attention, attention_in_TD, x_TD, block.attention_norm);
+    at::Tensor attention_TD = block.attention->forward(attention_in_TD, batch.positions_T, cos_sin,
+                                                       batch.documents, discards ? &of_attention : nullptr);
+    if (discards) attention_TD = of_attention.finish(attention_TD);
     look("attention", attention_TD);
     const auto [sum_TD, ffn_in_TD] = add_norm(x_TD, attention_TD, block.ffn_norm, block.eps);
     FeedForwardContext own = context;
     if (recomputing()) own.observer = nullptr;
-    const FeedForwardResult ffn = block.feed_forward->forward(ffn_in_TD, own);
+    if (discards) {
+      discard_normed(of_ffn, ffn_in_TD, sum_TD, block.ffn_norm);
+      own.discards = &of_ffn;
+    }
+    FeedForwardResult ffn = block.feed_forward->forward(ffn_in_TD, own);
+    if (discards) ffn.y_TD = of_ffn.finish(ffn.y_TD);
     look("feed_forward", ffn.y_TD);
     return std::vector<at::Tensor>{sum_TD, ffn.y_TD, ffn.balance_loss, ffn.prob_sum_E, ffn.counts_E};
   };
   std::vector<at::Tensor> out;
-  if (options.recompute == Recompute::full) {
+  if (policy == Recompute::full) {
     std::vector<at::Tensor> inputs{in.x_TD};
     if (in.delta_TD.defined()) inputs.push_back(in.delta_TD);
     // A recomputed segment returns defined tensors only; which ones they are is the same in both runs.

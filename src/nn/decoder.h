@@ -14,6 +14,7 @@
 #include "nn/feed_forward.h"
 #include "nn/kv_cache.h"
 #include "nn/param.h"
+#include "nn/recompute.h"
 #include "nn/self_attention.h"
 #include "ops/attention.h"
 
@@ -34,13 +35,12 @@ struct TokenBatch {
   int64_t num_sequences = 1;
 };
 
-enum class Recompute : uint8_t { none, selective, full };
-
 struct ForwardOptions {
   Recompute recompute = Recompute::none;
-  bool with_losses = false;  // balance losses
-  bool with_mtp = false;     // the block of multi-token prediction runs, where the config has it
-  bool may_drop = true;      // capacity limits apply
+  int64_t recompute_layers = 0;  // see recompute_of_layer; the block of multi-token prediction comes last
+  bool with_losses = false;      // balance losses
+  bool with_mtp = false;         // the block of multi-token prediction runs, where the config has it
+  bool may_drop = true;          // capacity limits apply
   RoutingObserver* observer = nullptr;
   // Called with every named intermediate result, in order of computation (to find the first non-finite one).
   std::function<void(const std::string& name, const at::Tensor& value)> probe;
@@ -81,6 +81,9 @@ class Decoder {
   at::Tensor next_logits(const at::Tensor& tokens_T, KvCache& cache) const;
 
   KvCache make_cache(int64_t capacity) const;
+
+  // The table of rotary angles that the last pass has used; undefined before the first.
+  const at::Tensor& angles() const { return cos_sin_PD_; }
 
  private:
   struct Block;

@@ -1,7 +1,6 @@
 // Shapes: T tokens, D model width, F hidden width.
 #include "nn/feed_forward.h"
 
-#include "nn/recompute.h"
 #include "ops/linear.h"
 #include "ops/swiglu.h"
 
@@ -28,15 +27,15 @@ DenseFeedForward::DenseFeedForward(int64_t dim, int64_t hidden, double init_std,
 }
 
 FeedForwardResult DenseFeedForward::forward(const at::Tensor& x_TD, const FeedForwardContext& context) const {
-  const auto compute = [this](const at::Tensor& x) {
-    const at::Tensor gate_up = ops::linear(x, gate_up_.value, value_of(gate_up_bias_));
-    return ops::linear(ops::swiglu(gate_up), down_.value, value_of(down_bias_));
+  const auto up = [this](const at::Tensor& x) {
+    return ops::linear(x, gate_up_.value, value_of(gate_up_bias_));
   };
-  if (!context.recompute) return {compute(x_TD), {}, {}, {}};
-  const std::vector<at::Tensor> outputs = recompute({x_TD}, [compute](const std::vector<at::Tensor>& in) {
-    return std::vector<at::Tensor>{compute(in[0])};
-  });
-  return {outputs[0], {}, {}, {}};
+  const at::Tensor gate_up_T2F = up(x_TD), activation_TF = ops::swiglu(gate_up_T2F);
+  if (context.discards != nullptr) {
+    context.discards->add(gate_up_T2F, [up, x = x_TD.detach()] { return up(x); });
+    context.discards->add(activation_TF, [gate_up = gate_up_T2F.detach()] { return ops::swiglu(gate_up); });
+  }
+  return {ops::linear(activation_TF, down_.value, value_of(down_bias_)), {}, {}, {}};
 }
 
 }  // namespace moebius::nn

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "nn/param.h"
+#include "nn/recompute.h"
 
 namespace moebius::nn {
 
@@ -26,7 +27,9 @@ class RoutingObserver {
 struct FeedForwardContext {
   at::Tensor sequence_of_T;  // int32 ascending sequence number of each token; undefined for one sequence
   int64_t num_sequences = 1;
-  bool recompute = false;    // keep less for the backward pass and compute it again there
+  // Where given, less is kept for the backward pass and computed again there: what a layer adds to it, and
+  // what its operators recompute by themselves.
+  Discards* discards = nullptr;
   bool with_losses = false;  // balance losses are wanted
   bool may_drop = true;      // a capacity limit applies (not in generation)
   RoutingObserver* observer = nullptr;

@@ -95,7 +95,8 @@ at::Tensor LatentAttention::expanded(const at::Tensor& x_TD, const at::Tensor& p
 }
 
 at::Tensor LatentAttention::forward(const at::Tensor& x_TD, const at::Tensor& positions_T,
-                                    const at::Tensor& cos_sin_PD, const ops::Segments& documents) const {
+                                    const at::Tensor& cos_sin_PD, const ops::Segments& documents,
+                                    Discards* /*discards*/) const {
   ops::AttentionShape shape{options_.num_heads, options_.num_heads, options_.nope_dim + options_.rope_dim,
                             options_.value_dim};
   shape.scale = scale();

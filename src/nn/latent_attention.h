@@ -32,7 +32,7 @@ class LatentAttention final : public SelfAttention {
   LatentAttention(const LatentAttentionOptions& options, const std::string& prefix, ParamTable& params);
 
   at::Tensor forward(const at::Tensor& x_TD, const at::Tensor& positions_T, const at::Tensor& cos_sin_PD,
-                     const ops::Segments& documents) const override;
+                     const ops::Segments& documents, Discards* discards) const override;
   at::Tensor forward_cached(const at::Tensor& x_TD, const at::Tensor& positions_T,
                             const at::Tensor& cos_sin_PD, int64_t layer, KvCache& cache) const override;
 

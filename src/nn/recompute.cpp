@@ -29,7 +29,7 @@ struct SegmentHolder final : torch::CustomClassHolder {
   Segment segment;
 };
 
-class Recompute : public Function<Recompute> {
+class RunAgain : public Function<RunAgain> {
  public:
   static variable_list forward(AutogradContext* ctx, at::TensorList inputs,
                                const c10::intrusive_ptr<SegmentHolder>& holder) {
@@ -71,7 +71,67 @@ class Recompute : public Function<Recompute> {
   }
 };
 
+// Owns what finish() took until it is made again.
+struct DiscardsHolder final : torch::CustomClassHolder {
+  explicit DiscardsHolder(std::vector<Discards::Entry> e) : entries(std::move(e)) {}
+  std::vector<Discards::Entry> entries;
+};
+
+// Moves the memory of `from` into the storage of `to`; an undefined `from` leaves it empty.
+void give_memory(const at::Tensor& to, const at::Tensor& from) {
+  c10::StorageImpl* target = to.storage().unsafeGetStorageImpl();
+  if (!from.defined()) {
+    target->set_data_ptr_noswap(c10::DataPtr(nullptr, to.device()));
+    target->set_nbytes(0);
+    return;
+  }
+  MOEBIUS_CHECK(from.sizes() == to.sizes() && from.strides() == to.strides() &&
+                    from.scalar_type() == to.scalar_type() && from.storage_offset() == 0,
+                "made ", from.sizes(), " ", from.scalar_type(), " again for ", to.sizes(), " ",
+                to.scalar_type());
+  c10::StorageImpl* source = from.storage().unsafeGetStorageImpl();
+  target->set_nbytes(source->nbytes());
+  target->set_data_ptr_noswap(source->set_data_ptr(c10::DataPtr(nullptr, from.device())));
+  source->set_nbytes(0);
+}
+
+class Remake : public Function<Remake> {
+ public:
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& output,
+                            const c10::intrusive_ptr<DiscardsHolder>& holder) {
+    ctx->saved_data["discards"] = at::IValue::make_capsule(holder);
+    ctx->set_materialize_grads(false);
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto holder =
+        c10::static_intrusive_pointer_cast<DiscardsHolder>(ctx->saved_data["discards"].toCapsule());
+    const at::AutoGradMode no_grad(false);
+    for (const Discards::Entry& entry : holder->entries) give_memory(entry.tensor, entry.make());
+    holder->entries.clear();  // a second walk of the graph finds them filled
+    return {grads[0], {}};
+  }
+};
+
 }  // namespace
+
+void Discards::add(const at::Tensor& tensor, std::function<at::Tensor()> make) {
+  MOEBIUS_CHECK(
+      tensor.is_contiguous() && tensor.storage_offset() == 0 && tensor.storage().nbytes() == tensor.nbytes(),
+      "only whole tensors can be discarded, not ", tensor.sizes(), " of ", tensor.storage().nbytes(),
+      " bytes");
+  entries_.push_back({tensor.detach(), std::move(make)});
+}
+
+at::Tensor Discards::finish(const at::Tensor& output) {
+  if (entries_.empty() || !at::GradMode::is_enabled() || !output.requires_grad()) {
+    entries_.clear();
+    return output;
+  }
+  for (const Entry& entry : entries_) give_memory(entry.tensor, {});
+  return Remake::apply(output, c10::make_intrusive<DiscardsHolder>(std::exchange(entries_, {})));
+}
 
 bool recomputing() {
   return is_second_run;
@@ -79,7 +139,7 @@ bool recomputing() {
 
 std::vector<at::Tensor> recompute(const std::vector<at::Tensor>& inputs, Segment segment) {
   if (!at::GradMode::is_enabled()) return segment(inputs);
-  return Recompute::apply(at::TensorList(inputs), c10::make_intrusive<SegmentHolder>(std::move(segment)));
+  return RunAgain::apply(at::TensorList(inputs), c10::make_intrusive<SegmentHolder>(std::move(segment)));
 }
 
 }  // namespace moebius::nn

@@ -10,6 +10,7 @@
 #include "config/model_config.h"
 #include "nn/kv_cache.h"
 #include "nn/param.h"
+#include "nn/recompute.h"
 #include "ops/attention.h"
 #include "ops/rope_scaling.h"
 
@@ -19,9 +20,11 @@ class SelfAttention {
  public:
   virtual ~SelfAttention() = default;
 
-  // x_TD: tokens of whole documents. cos_sin_PD: ops::rope_table of the rotated channels.
+  // x_TD: tokens of whole documents. cos_sin_PD: ops::rope_table of the rotated channels. `discards`, where
+  // given, gets what can be made again cheaply.
   virtual at::Tensor forward(const at::Tensor& x_TD, const at::Tensor& positions_T,
-                             const at::Tensor& cos_sin_PD, const ops::Segments& documents) const = 0;
+                             const at::Tensor& cos_sin_PD, const ops::Segments& documents,
+                             Discards* discards) const = 0;
 
   // x_TD: the T tokens that follow those in the cache; no autograd. The caller advances the cache after the
   // last layer.

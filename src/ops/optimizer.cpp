@@ -8,6 +8,14 @@
 #include "ops/device.h"
 
 namespace moebius::ops {
+namespace {
+
+// Of a moment that began at zero.
+float correction(double beta, int64_t step) {
+  return static_cast<float>(1.0 - std::pow(beta, static_cast<double>(step)));
+}
+
+}  // namespace
 
 at::Tensor global_norm(const std::vector<at::Tensor>& grads) {
   if (grads.empty()) return at::zeros({}, at::kFloat);
@@ -41,7 +49,7 @@ at::Tensor clip_scale(const at::Tensor& norm, double max_norm) {
 }
 
 void adamw_step(const std::vector<AdamWState>& states, const AdamWOptions& options,
-                const at::Tensor& grad_scale) {
+                const at::Tensor& grad_scale, const at::Tensor& scalars) {
   if (states.empty()) return;
   const at::Device device = states[0].param.device();
   MOEBIUS_CHECK_GE(options.step, 1);
@@ -77,19 +85,39 @@ void adamw_step(const std::vector<AdamWState>& states, const AdamWOptions& optio
                     .weight_decay = static_cast<float>(s.weight_decay),
                     .param_dtype = kernel_dtype(param),
                     .grad_dtype = kernel_dtype(s.grad),
-                    .state_dtype = kernel_dtype(s.m)});
+                    .state_dtype = kernel_dtype(s.m),
+                    .scalar_index = s.scalar_index});
+    MOEBIUS_CHECK(!scalars.defined() || 2 * s.scalar_index + 2 < scalars.numel(), "scalar_index ",
+                  s.scalar_index, " in ", scalars.sizes());
   }
   if (list.empty()) return;
-  const double step = static_cast<double>(options.step);
   kernels::AdamWArgs args{};
   args.tensors = list;
   args.beta1 = static_cast<float>(options.beta1);
   args.beta2 = static_cast<float>(options.beta2);
   args.eps = static_cast<float>(options.eps);
-  args.correction1 = static_cast<float>(1.0 - std::pow(options.beta1, step));
-  args.correction2 = static_cast<float>(1.0 - std::pow(options.beta2, step));
+  args.correction1 = correction(options.beta1, options.step);
+  args.correction2 = correction(options.beta2, options.step);
   args.grad_scale = grad_scale.const_data_ptr<float>();
+  if (scalars.defined()) {
+    MOEBIUS_CHECK(
+        scalars.device() == device && scalars.scalar_type() == at::kFloat && scalars.is_contiguous(),
+        "scalars are ", scalars.scalar_type(), " on ", scalars.device());
+    args.scalars = scalars.const_data_ptr<float>();
+  }
   kernel_table(device).adamw(args, current_stream(device));
+}
+
+at::Tensor adamw_scalars(const std::vector<AdamWRate>& rates, const AdamWOptions& options) {
+  at::Tensor scalars = at::empty({1 + 2 * static_cast<int64_t>(rates.size())}, at::kFloat);
+  float* out = scalars.mutable_data_ptr<float>();
+  *out++ = kernels::adamw_root(correction(options.beta2, options.step));
+  for (const AdamWRate& rate : rates) {
+    const float lr = static_cast<float>(rate.lr);
+    *out++ = kernels::adamw_step_size(lr, correction(options.beta1, options.step));
+    *out++ = kernels::adamw_shrink(lr, static_cast<float>(rate.weight_decay));
+  }
+  return scalars;
 }
 
 }  // namespace moebius::ops

@@ -20,6 +20,7 @@ struct AdamWState {
   at::Tensor m, v;  // fp32 or bf16
   double lr;
   double weight_decay;
+  int64_t scalar_index = 0;  // in adamw_scalars()
 };
 
 struct AdamWOptions {
@@ -29,7 +30,17 @@ struct AdamWOptions {
 
 // One AdamW step on every entry (kernels/api/optimizer.h has the formula). grad_scale: fp32 scalar tensor
 // from clip_scale(); when it is not finite nothing changes.
+// `scalars`, where defined: adamw_scalars() on the parameters' device, instead of lr, weight_decay and
+// options.step.
 void adamw_step(const std::vector<AdamWState>& states, const AdamWOptions& options,
-                const at::Tensor& grad_scale);
+                const at::Tensor& grad_scale, const at::Tensor& scalars = {});
+
+struct AdamWRate {
+  double lr, weight_decay;
+};
+
+// What a step takes from its number and its rates, fp32 on the CPU; entry i is for states with scalar_index
+// i. A step gives the same values, bit for bit, with these as without.
+at::Tensor adamw_scalars(const std::vector<AdamWRate>& rates, const AdamWOptions& options);
 
 }  // namespace moebius::ops

@@ -41,4 +41,16 @@ nn::TokenBatch to_device(data::Batch& batch, at::Device device) {
   return out;
 }
 
+void copy_to_device(data::Batch& batch, nn::TokenBatch& out) {
+  const auto longs = at::TensorOptions().dtype(at::kLong), ints = at::TensorOptions().dtype(at::kInt);
+  const auto copy = [](const at::Tensor& host, const at::Tensor& to) {
+    MOEBIUS_CHECK(host.sizes() == to.sizes(), "a batch of ", host.sizes(), " for one of ", to.sizes());
+    to.copy_(transfer(host, to.device()), /*non_blocking=*/true);
+  };
+  const int64_t num_tokens = batch.num_tokens();
+  copy(at::from_blob(batch.tokens.data(), {num_tokens}, longs), out.tokens_T);
+  copy(at::from_blob(batch.targets.data(), {num_tokens}, longs), out.targets_T);
+  copy(at::from_blob(batch.positions.data(), {num_tokens}, ints), out.positions_T);
+}
+
 }  // namespace moebius::train

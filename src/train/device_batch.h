@@ -11,4 +11,8 @@ namespace moebius::train {
 // returns.
 nn::TokenBatch to_device(data::Batch& batch, at::Device device);
 
+// The same into the tensors of `out`, a batch of the same shape and with the same documents that owns its
+// memory.
+void copy_to_device(data::Batch& batch, nn::TokenBatch& out);
+
 }  // namespace moebius::train

@@ -1,6 +1,8 @@
 #include "train/flops.h"
 
 #include "moe/moe_feed_forward.h"
+#include "nn/recompute.h"
+#include "train/step.h"
 
 namespace moebius::train {
 namespace {
@@ -46,6 +48,31 @@ double model_flops_per_token(const config::ModelConfig& model, int64_t sequence)
     keys += mean_keys(model, layer, sequence);
   const int64_t channels = model.heads * (model.query_dim() + model.value_dim());
   return 6.0 * static_cast<double>(active_linear_weights(model)) + 6.0 * keys * static_cast<double>(channels);
+}
+
+double recompute_flops_per_token(const config::RunConfig& config) {
+  const config::ModelConfig& model = config.model;
+  const auto channels = static_cast<double>(model.heads * (model.query_dim() + model.value_dim()));
+  double flops = 0;
+  for (int64_t layer = 0; layer < model.layers + model.mtp.depth; ++layer) {
+    switch (
+        nn::recompute_of_layer(recompute_of(config.train.recompute), config.train.recompute_layers, layer)) {
+      case nn::Recompute::none:
+        break;
+      case nn::Recompute::selective: {  // the up projections
+        const int64_t width = moe::is_moe_layer(model, layer)
+                                  ? model.moe.expert_dim * model.moe.top_k + model.moe.shared_width()
+                                  : model.ffn_dim;
+        flops += 2.0 * static_cast<double>(2 * model.dim * width);
+        break;
+      }
+      case nn::Recompute::full:
+        flops += 2.0 * static_cast<double>(block_weights(model, layer)) +
+                 2.0 * mean_keys(model, layer, config.train.sequence) * channels;
+        break;
+    }
+  }
+  return flops;
 }
 
 std::optional<double> peak_bf16_flops(const std::string& device_name) {

@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "config/model_config.h"
+#include "config/train_config.h"
 
 namespace moebius::train {
 
@@ -17,6 +17,10 @@ int64_t active_linear_weights(const config::ModelConfig& model);
 // sequences of S tokens, counted once (with windows the tokens seen instead of S / 2, and the widths of query
 // and value heads instead of 2 d). Recomputation is not counted. `model.vocab` must be set.
 double model_flops_per_token(const config::ModelConfig& model, int64_t sequence);
+
+// What train.recompute adds to that: computed a second time in the backward pass, matrix products and
+// attention (the passes over memory have no products). `config.train.recompute` must not be "auto".
+double recompute_flops_per_token(const config::RunConfig& config);
 
 // Dense bf16 rate of the matrix units in FLOP/s by the vendor's data sheet; none for devices that are not
 // listed.

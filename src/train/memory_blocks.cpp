@@ -17,7 +17,9 @@ Stream Replay::block(int64_t layer, const Stream& in, BlockNodes* nodes) {
   const Class keep = nodes != nullptr ? kActivations : kWorkspace;
   const bool first = in.delta == nullptr;
   const Tensor x = first ? in.x : make(keep, model_elements());
+  const bool discards = nodes != nullptr && policy(layer) == nn::Recompute::selective;
   const Tensor attention_in = make(keep, model_elements());
+  if (discards) nodes->attention_discards = {attention_in};
   {
     const Tensor inv_rms = make32(keep, num_tokens_);
     if (nodes != nullptr) nodes->attention_norm = {x, inv_rms};
@@ -26,10 +28,12 @@ Stream Replay::block(int64_t layer, const Stream& in, BlockNodes* nodes) {
   {
     const Tensor qkv =
         model_.is_latent() ? latent_projection(attention_in, nodes) : fused_projection(attention_in, nodes);
+    if (discards && !model_.is_latent() && model_.qk_norm != "none") nodes->attention_discards.push_back(qkv);
     const Tensor mixed = attention(qkv, nodes);
     if (nodes != nullptr) nodes->out = {mixed};
     const Tensor product = model_.attention_output_bias ? make(kWorkspace, model_elements()) : nullptr;
     y = make(kWorkspace, model_elements());
+    if (discards) discard(nodes->attention_discards);
   }
   Stream out;
   out.x = make(kActivations, model_elements());
@@ -38,7 +42,9 @@ Stream Replay::block(int64_t layer, const Stream& in, BlockNodes* nodes) {
     const Tensor inv_rms = make32(keep, num_tokens_);
     if (nodes != nullptr) nodes->ffn_norm = {out.x, inv_rms};
   }
+  if (discards) nodes->ffn_discards = {ffn_in};
   out.delta = feed_forward(layer, ffn_in, nodes);
+  if (discards) discard(nodes->ffn_discards);
   return out;
 }
 
@@ -46,6 +52,7 @@ Stream Replay::block(int64_t layer, const Stream& in, BlockNodes* nodes) {
 Stream Replay::block_backward(int64_t layer, BlockNodes& nodes, Stream grad) {
   const std::string prefix = concat("layers.", layer, ".");
   Tensor grad_sum;
+  remake(nodes.ffn_discards);
   {
     const Tensor grad_ffn_in = feed_forward_backward(layer, nodes);
     grad_sum = make(kWorkspace, model_elements());
@@ -54,6 +61,7 @@ Stream Replay::block_backward(int64_t layer, BlockNodes& nodes, Stream grad) {
   grad = {};
   nodes.ffn_norm.clear();
 
+  remake(nodes.attention_discards);
   Tensor flowing = make(kWorkspace, num_tokens_ * out_width_);
   accumulate_new(prefix + "attention.out");
   nodes.out.clear();

@@ -12,7 +12,12 @@ bool Replay::is_moe(int64_t layer) const {
 }
 
 Tensor Replay::feed_forward(int64_t layer, const Tensor& x, BlockNodes* nodes) {
-  if (!is_moe(layer)) return dense(model_.ffn_dim, x, nodes != nullptr ? &nodes->dense : nullptr);
+  const bool discards = nodes != nullptr && policy(layer) == nn::Recompute::selective;
+  const auto dense_of = [&](int64_t width) {
+    return dense(width, x, nodes != nullptr ? &nodes->dense : nullptr,
+                 discards ? &nodes->ffn_discards : nullptr);
+  };
+  if (!is_moe(layer)) return dense_of(model_.ffn_dim);
 
   const Class keep = nodes != nullptr ? kActivations : kWorkspace;
   const int64_t num_logits = num_tokens_ * model_.moe.experts, num_slots = num_rows();
@@ -31,9 +36,10 @@ Tensor Replay::feed_forward(int64_t layer, const Tensor& x, BlockNodes* nodes) {
   route.insert(route.end(), routing.begin(), routing.begin() + 2);
   if (nodes != nullptr) nodes->route = route;
   route.clear();
-  Tensor y = plain_experts() ? experts(x, routing, nodes) : biased_experts(x, routing, nodes);
+  Tensor y =
+      plain_experts() ? experts(x, routing, nodes, !discards) : biased_experts(x, routing, nodes, !discards);
   if (model_.moe.shared_experts > 0) {
-    Tensor shared = dense(model_.moe.shared_width(), x, nodes != nullptr ? &nodes->dense : nullptr);
+    Tensor shared = dense_of(model_.moe.shared_width());
     if (model_.moe.shared_gate) {
       // The product with the gate keeps both.
       const Tensor plain = std::exchange(shared, make(kWorkspace, model_elements()));
@@ -68,13 +74,7 @@ Tensor Replay::feed_forward_backward(int64_t layer, BlockNodes& nodes) {
   return grad_x;
 }
 
-Tensor Replay::dense(int64_t width, const Tensor& x, DenseNodes* nodes) {
-  if (nodes == nullptr || recompute_ != "selective") return dense_nodes(width, x, nodes);
-  nodes->input = {x};
-  return dense_nodes(width, x, nullptr);
-}
-
-Tensor Replay::dense_nodes(int64_t width, const Tensor& x, DenseNodes* nodes) {
+Tensor Replay::dense(int64_t width, const Tensor& x, DenseNodes* nodes, Kept* discards) {
   const Class keep = nodes != nullptr ? kActivations : kWorkspace;
   Tensor product = model_.ffn_bias ? make(kWorkspace, num_tokens_ * 2 * width) : nullptr;
   const Tensor up = make(keep, num_tokens_ * 2 * width);
@@ -85,12 +85,11 @@ Tensor Replay::dense_nodes(int64_t width, const Tensor& x, DenseNodes* nodes) {
     nodes->swiglu = {up};
     nodes->down = {activation};
   }
+  if (discards != nullptr) discards->insert(discards->end(), {up, activation});
   return make(kWorkspace, model_elements());
 }
 
 Tensor Replay::dense_backward(const std::string& prefix, int64_t width, DenseNodes& nodes) {
-  Tensor again;  // the output, of the second run
-  if (!nodes.input.empty()) again = dense_nodes(width, nodes.input[0], &nodes);
   Tensor flowing = make(kWorkspace, num_tokens_ * width);
   accumulate(prefix + "down", weight_grad(prefix + "down"));
   nodes.down.clear();
@@ -103,13 +102,12 @@ Tensor Replay::dense_backward(const std::string& prefix, int64_t width, DenseNod
   Tensor grad_x = make(kWorkspace, model_elements());
   accumulate(prefix + "gate_up", weight_grad(prefix + "gate_up"));
   nodes.up.clear();
-  nodes.input.clear();
   return grad_x;
 }
 
 // ops::expert_ffn. Rows are gathered on CUDA; the CPU's kernel reads them in place.
-Tensor Replay::experts(const Tensor& x, const Kept& routing, BlockNodes* nodes) {
-  const bool keep = nodes != nullptr && recompute_ != "selective";
+Tensor Replay::experts(const Tensor& x, const Kept& routing, BlockNodes* nodes, bool keeps_up) {
+  const bool keep = nodes != nullptr && keeps_up;
   const int64_t width = model_.moe.expert_dim;
   Tensor gate_up;
   {
@@ -165,8 +163,8 @@ void Replay::activation_parts(int64_t matrices) {
 }
 
 // ops::biased_expert_ffn: the operators of ops::expert_ffn, with copies where biases are added.
-Tensor Replay::biased_experts(const Tensor& x, const Kept& routing, BlockNodes* nodes) {
-  const bool keep = nodes != nullptr && recompute_ != "selective", biased = model_.moe.expert_bias;
+Tensor Replay::biased_experts(const Tensor& x, const Kept& routing, BlockNodes* nodes, bool keeps_up) {
+  const bool keep = nodes != nullptr && keeps_up, biased = model_.moe.expert_bias;
   const int64_t width = model_.moe.expert_dim;
   Tensor gate_up;
   {

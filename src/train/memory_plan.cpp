@@ -7,6 +7,7 @@
 #include "data/planner/plan.h"
 #include "ops/linear_loss.h"
 #include "train/memory_replay.h"
+#include "train/step.h"
 
 namespace moebius::train {
 namespace memory {
@@ -34,7 +35,8 @@ int64_t num_key_heads(const config::ModelConfig& model) {
 
 Replay::Replay(const config::RunConfig& config, const nn::ParamTable& params, bool on_cuda)
     : model_(config.model),
-      recompute_(config.train.recompute),
+      recompute_(recompute_of(config.train.recompute)),
+      recompute_layers_(config.train.recompute_layers),
       on_cuda_(on_cuda),
       element_(config.train.precision == "bf16" ? 2 : 4),
       num_tokens_(largest_micro_batch(config)),
@@ -84,7 +86,7 @@ Stream Replay::forward(std::vector<BlockNodes>& nodes) {
   for (int64_t layer = 0; layer < model_.layers; ++layer) {
     tape_.begin(concat("forward of layer ", layer));
     BlockNodes& own = nodes[static_cast<size_t>(layer)];
-    if (recompute_ == "full") {
+    if (is_full(layer)) {
       own.recompute = {stream.x, stream.delta};
       stream = block(layer, stream, nullptr);
     } else {
@@ -102,7 +104,7 @@ Stream Replay::multi_token(const Tensor& x, BlockNodes& nodes) {
   nodes.multi_token = {x, embedding, both, make32(kActivations, 2 * num_tokens_)};
   { const Kept normed{make(kWorkspace, model_elements()), make(kWorkspace, model_elements())}; }
   const Stream in{make(kActivations, model_elements()), {}};
-  if (recompute_ != "full") return block(model_.layers, in, &nodes);
+  if (!is_full(model_.layers)) return block(model_.layers, in, &nodes);
   nodes.recompute = {in.x, in.delta};
   return block(model_.layers, in, nullptr);
 }
@@ -112,8 +114,8 @@ Stream Replay::multi_token_backward(BlockNodes& nodes) {
   tape_.begin("backward of multi-token prediction");
   Stream grad;
   grad.x = grad.delta = make(kWorkspace, model_elements());
-  grad = recompute_ == "full" ? recomputed_block_backward(model_.layers, nodes, grad)
-                              : block_backward(model_.layers, nodes, std::move(grad));
+  grad = is_full(model_.layers) ? recomputed_block_backward(model_.layers, nodes, grad)
+                                : block_backward(model_.layers, nodes, std::move(grad));
   accumulate_rest("mtp.");
   nodes.multi_token.clear();
   const Tensor both = make(kWorkspace, 2 * model_elements());
@@ -126,8 +128,8 @@ void Replay::backward(std::vector<BlockNodes>& nodes, Stream grad) {
   for (int64_t layer = model_.layers - 1; layer >= 0; --layer) {
     tape_.begin(concat("backward of layer ", layer));
     BlockNodes& own = nodes[static_cast<size_t>(layer)];
-    grad = recompute_ == "full" ? recomputed_block_backward(layer, own, grad)
-                                : block_backward(layer, own, std::move(grad));
+    grad = is_full(layer) ? recomputed_block_backward(layer, own, grad)
+                          : block_backward(layer, own, std::move(grad));
   }
 }
 

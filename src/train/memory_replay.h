@@ -15,21 +15,22 @@
 
 #include "config/train_config.h"
 #include "nn/param.h"
+#include "nn/recompute.h"
 #include "train/memory_tape.h"
 
 namespace moebius::train::memory {
 
 using Class = Tape::Class;
-using Tensor = std::shared_ptr<const Block>;
+using Tensor = std::shared_ptr<Block>;
 using Kept = std::vector<Tensor>;
 
 constexpr Class kActivations = &MemoryByClass::activations_bytes;
 constexpr Class kGradients = &MemoryByClass::gradients_bytes;
 constexpr Class kWorkspace = &MemoryByClass::workspace_bytes;
 
-// What the nodes of one dense feed-forward keep; with recomputation only `input`.
+// What the nodes of one dense feed-forward keep.
 struct DenseNodes {
-  Kept input, up, swiglu, down;
+  Kept up, swiglu, down;
 };
 
 // What the nodes of one block keep.
@@ -40,6 +41,7 @@ struct BlockNodes {
   Tensor gate_up;  // of the experts; null when it is computed again
   DenseNodes dense;
   Kept shared_gate, multi_token;
+  Kept attention_discards, ffn_discards;  // nn::Discards of the halves
 };
 
 // The residual stream and what is to be added to it, or the gradients of both.
@@ -72,12 +74,11 @@ class Replay {
   Tensor attention_backward();
   Tensor feed_forward(int64_t layer, const Tensor& x, BlockNodes* nodes);
   Tensor feed_forward_backward(int64_t layer, BlockNodes& nodes);
-  Tensor dense(int64_t width, const Tensor& x, DenseNodes* nodes);
-  Tensor dense_nodes(int64_t width, const Tensor& x, DenseNodes* nodes);
+  Tensor dense(int64_t width, const Tensor& x, DenseNodes* nodes, Kept* discards);
   Tensor dense_backward(const std::string& prefix, int64_t width, DenseNodes& nodes);
-  Tensor experts(const Tensor& x, const Kept& routing, BlockNodes* nodes);
+  Tensor experts(const Tensor& x, const Kept& routing, BlockNodes* nodes, bool keeps_up);
   Tensor experts_backward(const std::string& prefix, BlockNodes& nodes);
-  Tensor biased_experts(const Tensor& x, const Kept& routing, BlockNodes* nodes);
+  Tensor biased_experts(const Tensor& x, const Kept& routing, BlockNodes* nodes, bool keeps_up);
   Tensor biased_experts_backward(const std::string& prefix, BlockNodes& nodes);
   void activation_parts(int64_t matrices);
   void router_backward(const std::string& prefix, BlockNodes& nodes);
@@ -90,7 +91,7 @@ class Replay {
   // A tensor of the model's precision, of fp32 or of 32-bit integers.
   Tensor make(Class klass, int64_t elements) { return bytes(klass, elements * element_); }
   Tensor make32(Class klass, int64_t elements) { return bytes(klass, elements * 4); }
-  Tensor bytes(Class klass, int64_t count) { return std::make_shared<const Block>(tape_, klass, count); }
+  Tensor bytes(Class klass, int64_t count) { return std::make_shared<Block>(tape_, klass, count); }
 
   // The gradient that an operator's backward makes for a weight, and what becomes of it once that returns:
   // the first one stays, later ones are added to it.
@@ -102,13 +103,27 @@ class Replay {
   // The gradients of small parameters whose names begin so: those that no function above has accumulated.
   void accumulate_rest(const std::string& prefix);
 
+  nn::Recompute policy(int64_t layer) const {
+    return nn::recompute_of_layer(recompute_, recompute_layers_, layer);
+  }
+  bool is_full(int64_t layer) const { return policy(layer) == nn::Recompute::full; }
+  // Makes again what a half of a block has discarded.
+  void remake(Kept& discards) {
+    for (const Tensor& each : discards) each->remake(kWorkspace);
+    discards.clear();
+  }
+  static void discard(const Kept& discards) {
+    for (const Tensor& each : discards) each->discard();
+  }
+
   bool is_moe(int64_t layer) const;
   bool plain_experts() const { return !model_.moe.expert_bias && model_.moe.activation == "swiglu"; }
   int64_t num_rows() const { return num_tokens_ * model_.moe.top_k; }
   int64_t model_elements() const { return num_tokens_ * dim_; }
 
   const config::ModelConfig& model_;
-  const std::string recompute_;
+  const nn::Recompute recompute_;
+  const int64_t recompute_layers_;
   const bool on_cuda_;
   const int64_t element_;  // bytes
   const int64_t num_tokens_, num_micro_, dim_, query_width_, key_width_, value_width_, out_width_;

@@ -45,17 +45,24 @@ class Tape {
 class Block {
  public:
   Block(Tape& tape, Tape::Class klass, int64_t bytes)
-      : tape_(tape), klass_(klass), bytes_(tape.rounded(bytes)) {
-    tape_.hold(klass_, bytes_);
+      : tape_(tape), klass_(klass), bytes_(tape.rounded(bytes)), held_(bytes_) {
+    tape_.hold(klass_, held_);
   }
-  ~Block() { tape_.release(klass_, bytes_); }
+  ~Block() { tape_.release(klass_, held_); }
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
+
+  // Whoever holds the tensor goes on to hold it without memory (nn::Discards).
+  void discard() { tape_.release(klass_, std::exchange(held_, 0)); }
+  void remake(Tape::Class klass) {
+    klass_ = klass;
+    tape_.hold(klass_, held_ = bytes_);
+  }
 
  private:
   Tape& tape_;
   Tape::Class klass_;
-  int64_t bytes_;
+  int64_t bytes_, held_;
 };
 
 }  // namespace moebius::train

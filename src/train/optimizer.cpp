@@ -36,14 +36,29 @@ AdamW::Clip AdamW::clip() const {
 }
 
 void AdamW::step(double lr, int64_t step, const at::Tensor& clip_scale) {
+  apply(lr, step, {}, clip_scale);
+}
+
+void AdamW::step(const at::Tensor& scalars, const at::Tensor& clip_scale) {
+  apply(0, 1, scalars, clip_scale);
+}
+
+at::Tensor AdamW::scalars(double lr, int64_t step) const {
+  std::vector<ops::AdamWRate> rates;
+  for (const Slot& slot : slots_) rates.push_back({lr * slot.lr_scale, slot.weight_decay});
+  return ops::adamw_scalars(rates, options(step));
+}
+
+void AdamW::apply(double lr, int64_t step, const at::Tensor& scalars, const at::Tensor& clip_scale) {
   std::vector<ops::AdamWState> states;
-  for (Slot& slot : slots_) {
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    const Slot& slot = slots_[i];
     const at::Tensor& grad = slot.param->value.grad();
     if (!grad.defined()) continue;
-    states.push_back(
-        {slot.param->value, slot.master, grad, slot.m, slot.v, lr * slot.lr_scale, slot.weight_decay});
+    states.push_back({slot.param->value, slot.master, grad, slot.m, slot.v, lr * slot.lr_scale,
+                      slot.weight_decay, static_cast<int64_t>(i)});
   }
-  ops::adamw_step(states, {config_.beta1, config_.beta2, config_.eps, step}, clip_scale);
+  ops::adamw_step(states, options(step), clip_scale, scalars);
   release_gradients();
 }
 

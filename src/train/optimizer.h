@@ -27,6 +27,11 @@ class AdamW {
   // One step (`step` counts from 1) with the learning rate `lr`; parameters without a gradient are left
   // alone. Nothing changes when clip.scale is not finite. Then the gradients are released.
   void step(double lr, int64_t step, const at::Tensor& clip_scale);
+  // The same with what depends on `lr` and `step` in a tensor on the device, scalars(lr, step) of any earlier
+  // time: queued work then holds no number of its step.
+  void step(const at::Tensor& scalars, const at::Tensor& clip_scale);
+  // fp32 on the CPU.
+  at::Tensor scalars(double lr, int64_t step) const;
   void release_gradients();
 
   // Names "m.<parameter>", "v.<parameter>", "master.<parameter>".
@@ -39,6 +44,9 @@ class AdamW {
     double lr_scale;
     double weight_decay;
   };
+  void apply(double lr, int64_t step, const at::Tensor& scalars, const at::Tensor& clip_scale);
+  ops::AdamWOptions options(int64_t step) const { return {config_.beta1, config_.beta2, config_.eps, step}; }
+
   config::OptimizerConfig config_;
   std::vector<Slot> slots_;
 };

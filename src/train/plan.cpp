@@ -12,6 +12,7 @@
 #include "base/units.h"
 #include "moe/moe_feed_forward.h"
 #include "train/flops.h"
+#include "train/recompute_choice.h"
 
 namespace moebius::train {
 namespace {
@@ -84,6 +85,28 @@ std::string needs(const Plan& plan) {
       ")");
 }
 
+// What each way to recompute comes to; the run's own is marked.
+std::string recompute_text(const Plan& plan) {
+  const config::TrainSection& train = plan.config.train;
+  std::string text = "recomputation, train.recompute\n";
+  text += row("", "activations", "needed");
+  const std::vector<RecomputeOption> options = recompute_options(plan.config, plan.on_cuda);
+  const double all = static_cast<double>(options[0].held_bytes);
+  for (const RecomputeOption& option : options) {
+    char costs[96];
+    std::snprintf(costs, sizeof costs, "  %+5.1f %% activations, %+.1f %% FLOPs",
+                  100 * (static_cast<double>(option.held_bytes) / all - 1),
+                  100 * option.extra_flops_per_token / plan.flops_per_token);
+    const bool is_own = option.recompute == train.recompute && option.layers == train.recompute_layers;
+    std::string line =
+        row(option.layers == 0 ? option.recompute : concat(option.recompute, ", ", option.layers, " layers"),
+            format_bytes(option.held_bytes), format_bytes(option.needed_bytes));
+    line.pop_back();
+    text += concat(line, costs, is_own ? "  <- this run" : "", "\n");
+  }
+  return text;
+}
+
 nlohmann::ordered_json class_json(const MemoryByClass& memory) {
   nlohmann::ordered_json json;
   for (const ClassRow& entry : kClasses) json[entry.key] = memory.*entry.bytes;
@@ -119,6 +142,8 @@ Plan make_plan(const config::RunConfig& config, bool on_cuda) {
     plan.active_parameters -=
         expert / config.model.moe.experts * (config.model.moe.experts - config.model.moe.top_k);
   plan.flops_per_token = model_flops_per_token(config.model, config.train.sequence);
+  if (plan.config.train.recompute == "auto") plan.config.train.recompute = "none";
+  plan.recompute_flops_per_token = recompute_flops_per_token(plan.config);
   plan.tokens_per_step = config.train.batch * config.train.sequence;
   plan.micro_batches = config.train.batch / plan.config.train.micro_batch;
   plan.memory = plan_memory(plan.config, params, on_cuda);
@@ -140,8 +165,10 @@ std::vector<Saving> possible_savings(const Plan& plan, int64_t available_bytes) 
   }
   for (const char* word : {"selective", "full"})
     if (plan.config.train.recompute == "none" || (plan.config.train.recompute == "selective" && *word == 'f'))
-      try_out("train.recompute", concat('"', word, '"'),
-              [&](config::RunConfig& config) { config.train.recompute = word; });
+      try_out("train.recompute", concat('"', word, '"'), [&](config::RunConfig& config) {
+        config.train.recompute = word;
+        config.train.recompute_layers = 0;
+      });
   try_out("optimizer.state_dtype", "\"bf16\"",
           [](config::RunConfig& config) { config.optimizer.state_dtype = "bf16"; });
   try_out("optimizer.master_weights", "false",
@@ -165,6 +192,7 @@ std::string to_text(const Plan& plan) {
               concat("  ", counted(plan.micro_batches, "pass", "es"), " of ",
                      counted(train.micro_batch, "sequence"), " of ", counted(train.sequence, "token")));
   text += row("FLOPs per step", format_count(plan.flops_per_step()));
+  text += recompute_text(plan);
   text += concat("memory on ", plan.on_cuda ? "cuda" : "cpu", ", ", train.precision, "\n");
   text += row("", "at the peak", "at most");
   for (const ClassRow& entry : kClasses)
@@ -189,6 +217,16 @@ nlohmann::ordered_json to_json(const Plan& plan) {
   json["active_parameters"] = plan.active_parameters;
   json["flops_per_token"] = plan.flops_per_token;
   json["flops_per_step"] = plan.flops_per_step();
+  json["recompute"] = plan.config.train.recompute;
+  json["recompute_layers"] = plan.config.train.recompute_layers;
+  json["recompute_flops_per_token"] = plan.recompute_flops_per_token;
+  json["recompute_options"] = nlohmann::ordered_json::array();
+  for (const RecomputeOption& option : recompute_options(plan.config, plan.on_cuda))
+    json["recompute_options"].push_back({{"recompute", option.recompute},
+                                         {"recompute_layers", option.layers},
+                                         {"activations_bytes", option.held_bytes},
+                                         {"needed_bytes", option.needed_bytes},
+                                         {"recompute_flops_per_token", option.extra_flops_per_token}});
   json["tokens_per_step"] = plan.tokens_per_step;
   json["micro_batches"] = plan.micro_batches;
   json["precision"] = plan.config.train.precision;

@@ -20,8 +20,9 @@ struct Plan {
 
   std::vector<std::pair<nn::ParamClass, int64_t>> parameters;  // with a gradient, by class; no empty classes
   int64_t total_parameters = 0;
-  int64_t active_parameters = 0;  // total less the experts that a token is not sent to
-  double flops_per_token = 0;     // forward and backward, see train/flops.h
+  int64_t active_parameters = 0;         // total less the experts that a token is not sent to
+  double flops_per_token = 0;            // forward and backward, see train/flops.h
+  double recompute_flops_per_token = 0;  // beyond them
   int64_t tokens_per_step = 0;
   int64_t micro_batches = 1;
   MemoryPlan memory;
@@ -32,7 +33,8 @@ struct Plan {
   int64_t needed_bytes() const;
 };
 
-// A pure function of its arguments. `config` is valid, with model.vocab > 0.
+// A pure function of its arguments. `config` is valid, with model.vocab > 0; train.recompute "auto" counts as
+// none (train/recompute_choice.h decides it).
 Plan make_plan(const config::RunConfig& config, bool on_cuda);
 
 // A change of one field that makes the run need less.

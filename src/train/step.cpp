@@ -10,8 +10,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "base/check.h"
+#include "base/concat.h"
+#include "base/log.h"
 #include "telemetry/trace.h"
 #include "train/device_batch.h"
 #include "train/schedule.h"
@@ -19,6 +22,8 @@
 namespace moebius::train {
 namespace {
 
+// Libraries choose and load their kernels in the first steps, and the optimizer makes its state.
+constexpr int64_t kStepsBeforeRecording = 2;
 constexpr int64_t kHead = 5;  // loss, balance loss, norm, scale, loss of the tokens after next
 
 int64_t count_targets(const std::vector<data::Batch>& micro_batches) {
@@ -34,6 +39,7 @@ bool is_finite(const at::Tensor& tensor) {
 }  // namespace
 
 nn::Recompute recompute_of(const std::string& word) {
+  // "auto" that nobody has resolved (train/recompute_choice.h) means that memory is not scarce.
   if (word == "full") return nn::Recompute::full;
   return word == "selective" ? nn::Recompute::selective : nn::Recompute::none;
 }
@@ -58,12 +64,19 @@ StepNumbers PendingNumbers::get() const {
   return numbers;
 }
 
-TrainStep::TrainStep(const config::RunConfig& config, nn::Decoder& decoder, AdamW& optimizer)
-    : config_(config), decoder_(decoder), optimizer_(optimizer), statistics_(config.model, decoder.device()) {
+TrainStep::TrainStep(const config::RunConfig& config, nn::Decoder& decoder, AdamW& optimizer,
+                     std::unique_ptr<ops::GraphRecorder> recorder)
+    : config_(config),
+      decoder_(decoder),
+      optimizer_(optimizer),
+      statistics_(config.model, decoder.device()),
+      recorder_(std::move(recorder)) {
   options_.recompute = recompute_of(config.train.recompute);
+  options_.recompute_layers = config.train.recompute_layers;
   options_.with_losses = true;
   options_.with_mtp = config.model.mtp.depth > 0;
   options_.observer = &statistics_;
+  if (!recorder_ && config.train.cuda_graph) recorder_ = ops::make_graph_recorder(decoder.device());
 }
 
 at::Tensor TrainStep::total_loss(MicroLosses& losses, const nn::DecoderOutput& output, double scale,
@@ -81,21 +94,104 @@ at::Tensor TrainStep::total_loss(MicroLosses& losses, const nn::DecoderOutput& o
   return total;
 }
 
-TrainStep::MicroLosses TrainStep::accumulate(data::Batch& batch, double scale, int64_t num_micro) {
-  const nn::TokenBatch tokens = to_device(batch, decoder_.device());
+TrainStep::MicroLosses TrainStep::accumulate(const nn::TokenBatch& tokens, int64_t micro, double scale,
+                                             int64_t num_micro) {
   MicroLosses losses;
   at::Tensor total;
   nn::DecoderOutput output;
   {
-    const telemetry::Span span("forward", "train", batch.micro);
+    const telemetry::Span span("forward", "train", micro);
     output = decoder_.forward(tokens, options_);
     losses.loss = decoder_.loss(output.hidden_TD, tokens.targets_T, scale);
     total = total_loss(losses, output, scale, num_micro);
   }
-  const telemetry::Span span("backward", "train", batch.micro);
+  const telemetry::Span span("backward", "train", micro);
   total.backward();
   losses.loss = losses.loss.detach();
   return losses;
+}
+
+at::Tensor TrainStep::compute(const Work& work) {
+  statistics_.reset();
+  at::Tensor loss, balance = at::zeros({}, at::TensorOptions().dtype(at::kFloat).device(decoder_.device())),
+                   mtp = balance.clone();
+  for (int64_t i = 0; i < work.num_micro; ++i) {
+    const MicroLosses micro = accumulate(work.tokens(i), i, work.scale, work.num_micro);
+    loss = loss.defined() ? loss + micro.loss : micro.loss;
+    if (micro.balance.defined()) balance += micro.balance / static_cast<double>(work.num_micro);
+    if (micro.mtp.defined()) mtp += micro.mtp;
+  }
+  const telemetry::Span span("optimizer", "train");
+  const at::NoGradGuard no_grad;
+  const AdamW::Clip clip = optimizer_.clip();
+  if (work.scalars.defined()) {
+    optimizer_.step(work.scalars, clip.scale);
+  } else {
+    optimizer_.step(work.learning_rate, work.step, clip.scale);
+  }
+  if (config_.model.moe.balance.bias_rate > 0 && !statistics_.empty())
+    statistics_.update_bias(decoder_.params(), config_.model.moe.balance.bias_rate, clip.scale);
+  return at::cat({at::stack({loss, balance, clip.norm, clip.scale, mtp}).view({kHead}),
+                  statistics_.packed().reshape({-1})});
+}
+
+std::string TrainStep::bucket_key(const std::vector<data::Batch>& micro_batches, int64_t num_targets) const {
+  // The angles of dynamic scaling follow the longest sequence at hand.
+  if (!recorder_ || config_.model.rope.scaling == "dynamic") return {};
+  std::string key = std::to_string(num_targets);
+  for (const data::Batch& batch : micro_batches) {
+    const int64_t documents = static_cast<int64_t>(batch.cu_seqlens.size()) - 1;
+    // Borders of documents that differ from step to step are numbers on the host, which a recording would
+    // keep.
+    if (documents < 1 || batch.num_tokens() != documents * batch.max_seqlen) return {};
+    key += concat(" ", batch.num_sequences, "x", batch.sequence_length, "/", documents);
+  }
+  return key;
+}
+
+at::Tensor TrainStep::run_in_bucket(Bucket& bucket, Work work, std::vector<data::Batch>& micro_batches) {
+  const bool is_new = bucket.tokens.empty();
+  for (size_t i = 0; i < micro_batches.size(); ++i) {
+    if (is_new) {
+      nn::TokenBatch tokens = to_device(micro_batches[i], decoder_.device());
+      for (at::Tensor* each : {&tokens.tokens_T, &tokens.targets_T, &tokens.positions_T})
+        if (each->is_cpu()) *each = each->clone();
+      bucket.tokens.push_back(std::move(tokens));
+    } else {
+      copy_to_device(micro_batches[i], bucket.tokens[i]);
+    }
+  }
+  const at::Tensor scalars = optimizer_.scalars(work.learning_rate, work.step);
+  if (is_new) {
+    bucket.scalars = at::empty(scalars.sizes(), scalars.options().device(decoder_.device()));
+    bucket.numbers = at::empty({kHead + statistics_.packed().numel()}, bucket.scalars.options());
+  }
+  bucket.scalars.copy_(decoder_.device().is_cpu() ? scalars : scalars.pin_memory(), /*non_blocking=*/true);
+  work.scalars = bucket.scalars;
+  work.tokens = [&bucket](int64_t micro) { return bucket.tokens[static_cast<size_t>(micro)]; };
+  const auto body = [this, &bucket, work] { bucket.numbers.copy_(compute(work)); };
+  if (bucket.num_steps >= kStepsBeforeRecording && recorder_ && !bucket.graph) {
+    const telemetry::Span span("record", "train");
+    try {
+      bucket.graph = recorder_->record(body);
+      bucket.angles = decoder_.angles();  // stays when a longer table takes its place
+    } catch (const std::exception& error) {
+      const std::string what = error.what();
+      log_warn("the step cannot be recorded as a graph and is run as without train.cuda_graph: ",
+               what.substr(0, what.find('\n')));
+      optimizer_.release_gradients();
+      recorder_.reset();
+    }
+  }
+  if (bucket.graph) {
+    const telemetry::Span span("replay", "train");
+    bucket.graph->replay();
+    ++num_replayed_;
+  } else {
+    body();
+    ++bucket.num_steps;
+  }
+  return bucket.numbers;
 }
 
 PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batches) {
@@ -109,29 +205,22 @@ PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batc
   pending.statistics_ = &statistics_;
   pending.num_micro_ = num_micro;
 
-  statistics_.reset();
-  const double scale = 1.0 / static_cast<double>(std::max<int64_t>(pending.known_.num_targets, 1));
-  at::Tensor loss, balance = at::zeros({}, at::TensorOptions().dtype(at::kFloat).device(decoder_.device())),
-                   mtp = balance.clone();
-  for (data::Batch& batch : micro_batches) {
-    const MicroLosses micro = accumulate(batch, scale, num_micro);
-    loss = loss.defined() ? loss + micro.loss : micro.loss;
-    if (micro.balance.defined()) balance += micro.balance / static_cast<double>(num_micro);
-    if (micro.mtp.defined()) mtp += micro.mtp;
+  Work work;
+  work.num_micro = num_micro;
+  work.scale = 1.0 / static_cast<double>(std::max<int64_t>(pending.known_.num_targets, 1));
+  work.learning_rate = pending.known_.learning_rate;
+  work.step = step;
+  at::Tensor numbers;
+  if (const std::string key = bucket_key(micro_batches, pending.known_.num_targets); !key.empty()) {
+    numbers = run_in_bucket(buckets_[key], work, micro_batches);
+  } else {
+    work.tokens = [&](int64_t micro) {
+      return to_device(micro_batches[static_cast<size_t>(micro)], decoder_.device());
+    };
+    numbers = compute(work);
   }
-  AdamW::Clip clip;
-  {
-    const telemetry::Span span("optimizer", "train");
-    const at::NoGradGuard no_grad;
-    clip = optimizer_.clip();
-    optimizer_.step(pending.known_.learning_rate, step, clip.scale);
-    if (config_.model.moe.balance.bias_rate > 0 && !statistics_.empty())
-      statistics_.update_bias(decoder_.params(), config_.model.moe.balance.bias_rate, clip.scale);
-  }
-  const at::Tensor numbers = at::cat({at::stack({loss, balance, clip.norm, clip.scale, mtp}).view({kHead}),
-                                      statistics_.packed().reshape({-1})});
   if (numbers.is_cpu()) {
-    pending.host_ = numbers;
+    pending.host_ = recorder_ ? numbers.clone() : numbers;
     return pending;
   }
   pending.host_ = at::empty(numbers.sizes(), at::TensorOptions().dtype(at::kFloat).pinned_memory(true));

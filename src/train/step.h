@@ -6,6 +6,9 @@
 #include <c10/core/Event.h>
 
 #include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -14,6 +17,7 @@
 #include "data/batch.h"
 #include "moe/load_statistics.h"
 #include "nn/decoder.h"
+#include "ops/graph.h"
 #include "train/optimizer.h"
 
 namespace moebius::train {
@@ -51,8 +55,13 @@ class PendingNumbers {
 
 class TrainStep {
  public:
-  // All must outlive the object.
-  TrainStep(const config::RunConfig& config, nn::Decoder& decoder, AdamW& optimizer);
+  // All must outlive the object. With train.cuda_graph on a GPU the third step of a shape of batch and those
+  // after it are recorded and replayed (ops/graph.h); `recorder` stands in for the GPU's in tests.
+  TrainStep(const config::RunConfig& config, nn::Decoder& decoder, AdamW& optimizer,
+            std::unique_ptr<ops::GraphRecorder> recorder = nullptr);
+
+  // Steps that were replayed so far.
+  int64_t num_replayed() const { return num_replayed_; }
 
   // Runs step `step` (from 1) of config.train.steps on its micro-batches. On a device the work is queued,
   // without a host synchronisation, and the numbers follow.
@@ -68,8 +77,30 @@ class TrainStep {
   struct MicroLosses {
     at::Tensor loss, balance, mtp;
   };
+  // All that is computed in a step: nothing on the host depends on what the step before has computed.
+  struct Work {
+    int64_t num_micro = 1;
+    double scale = 1;  // of the loss: one over the targets of the step
+    double learning_rate = 0;
+    int64_t step = 1;
+    at::Tensor scalars;  // of the optimizer, instead of the last two; may be undefined
+    std::function<nn::TokenBatch(int64_t micro)> tokens;
+  };
+  // Returns the numbers of the step, kHead and the load statistics, on the device.
+  at::Tensor compute(const Work& work);
+  // A shape of batch whose steps can be one recording.
+  struct Bucket {
+    std::vector<nn::TokenBatch> tokens;  // of each micro-batch, always the same memory
+    at::Tensor scalars, numbers, angles;
+    int64_t num_steps = 0;  // that were run without the recording
+    std::unique_ptr<ops::Graph> graph;
+  };
+  // What tells shapes apart; empty when a step of these batches cannot be recorded.
+  std::string bucket_key(const std::vector<data::Batch>& micro_batches, int64_t num_targets) const;
+  at::Tensor run_in_bucket(Bucket& bucket, Work work, std::vector<data::Batch>& micro_batches);
+
   // Adds the gradients of a micro-batch.
-  MicroLosses accumulate(data::Batch& batch, double scale, int64_t num_micro);
+  MicroLosses accumulate(const nn::TokenBatch& tokens, int64_t micro, double scale, int64_t num_micro);
   // What is differentiated; fills in losses.balance and losses.mtp.
   at::Tensor total_loss(MicroLosses& losses, const nn::DecoderOutput& output, double scale,
                         int64_t num_micro) const;
@@ -79,6 +110,9 @@ class TrainStep {
   AdamW& optimizer_;
   moe::LoadStatistics statistics_;
   nn::ForwardOptions options_;
+  std::unique_ptr<ops::GraphRecorder> recorder_;  // null: steps are not recorded
+  std::map<std::string, Bucket> buckets_;
+  int64_t num_replayed_ = 0;
 };
 
 }  // namespace moebius::train

@@ -29,6 +29,7 @@
 #include "train/model_files.h"
 #include "train/optimizer.h"
 #include "train/plan.h"
+#include "train/recompute_choice.h"
 #include "train/report.h"
 #include "train/sample.h"
 #include "train/step.h"
@@ -294,14 +295,6 @@ TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
   return result;
 }
 
-// What the run needs to know of the config beyond what the user wrote.
-config::RunConfig completed(const config::RunConfig& config, const data::Tokenizer* tokenizer) {
-  config::RunConfig full = config;
-  full.model.vocab = vocabulary(config, tokenizer);
-  if (full.train.micro_batch == 0) full.train.micro_batch = full.train.batch;
-  return full;
-}
-
 // Bytes that the run's device has for it; nothing when that cannot be read.
 std::optional<int64_t> available_memory(at::Device device) {
   if (device.is_cuda()) {
@@ -311,6 +304,22 @@ std::optional<int64_t> available_memory(at::Device device) {
   }
   const Result<MachineMemory> memory = machine_memory();
   return memory.ok() ? std::optional<int64_t>(memory->available_bytes) : std::nullopt;
+}
+
+// What the run needs to know of the config beyond what the user wrote.
+config::RunConfig completed(const config::RunConfig& config, const data::Tokenizer* tokenizer,
+                            at::Device device) {
+  config::RunConfig full = config;
+  full.model.vocab = vocabulary(config, tokenizer);
+  if (full.train.micro_batch == 0) full.train.micro_batch = full.train.batch;
+  full = with_recompute(full, device.is_cuda(), available_memory(device));
+  if (config.train.recompute == "auto" && full.train.recompute != "none")
+    log_info("train.recompute = \"", full.train.recompute, "\"",
+             full.train.recompute_layers > 0
+                 ? concat(", train.recompute_layers = ", full.train.recompute_layers)
+                 : std::string(),
+             " fits the memory: ", format_count(recompute_flops_per_token(full)), " more FLOPs per token");
+  return full;
 }
 
 // The first line of what an allocator says when there is no memory; empty for other errors.
@@ -357,7 +366,7 @@ TrainResult train(const TrainOptions& options) {
   const fs::path parent = fs::absolute(options.run_dir).parent_path();
   const data::Sources sources =
       data::open_sources(options.config.data, parent / "corpora", data::show_build_progress());
-  const config::RunConfig config = completed(options.config, sources.tokenizer.get());
+  const config::RunConfig config = completed(options.config, sources.tokenizer.get(), options.device);
   auto batches = data::make_training_batches(
       config.data, sources,
       {config.train.seed, config.train.sequence, config.train.batch, config.train.micro_batch,

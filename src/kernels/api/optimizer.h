@@ -1,6 +1,7 @@
 // The optimizer over lists of tensors, so that a device can serve the whole list in few launches.
 #pragma once
 
+#include <cmath>
 #include <span>
 
 #include "kernels/api/types.h"
@@ -21,7 +22,19 @@ struct AdamWTensor {
   float lr;
   float weight_decay;
   DType param_dtype, grad_dtype, state_dtype;
+  int64_t scalar_index = 0;  // see AdamWArgs::scalars
 };
+
+// What a step makes of learning rate, decay and step number, each rounded once.
+inline float adamw_step_size(float lr, float correction1) {
+  return static_cast<float>(static_cast<double>(lr) / correction1);
+}
+inline float adamw_shrink(float lr, float weight_decay) {
+  return static_cast<float>(1.0 - static_cast<double>(lr) * weight_decay);
+}
+inline float adamw_root(float correction2) {
+  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(correction2)));
+}
 
 struct AdamWArgs {
   std::span<const AdamWTensor> tensors;
@@ -29,6 +42,10 @@ struct AdamWArgs {
   float correction1, correction2;  // c1, c2
   // One float: the clipping factor. Not finite: nothing is changed (the step is skipped).
   const float* grad_scale;
+  // On the device, or null: what changes from step to step, so that a recorded launch can be run again with
+  // other values. [0]: adamw_root; [1 + 2 i], [2 + 2 i]: adamw_step_size and adamw_shrink of the tensors with
+  // scalar_index i. lr, weight_decay and the corrections are not looked at then.
+  const float* scalars = nullptr;
 };
 
 struct GradTensor {

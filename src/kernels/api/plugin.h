@@ -10,7 +10,7 @@
 
 namespace moebius::kernels {
 
-inline constexpr int kPluginAbiVersion = 3;
+inline constexpr int kPluginAbiVersion = 4;
 inline constexpr char kPluginEntry[] = "moebius_cuda_plugin";
 
 struct DeviceInfo {
@@ -41,6 +41,18 @@ struct Plugin {
   // Chooses the backend of scaled-dot-product attention for the process: cuDNN first where it supports the
   // shape.
   void (*prefer_cudnn_attention)(bool on);
+  // From here on this thread queues its work on a stream of its own: libtorch's default stream cannot be
+  // recorded. Waits for the device first.
+  void (*use_own_stream)(int device);
+  // Graphs (ops/graph.h). begin: what this thread and libtorch's backward threads queue on the current stream
+  // is recorded instead of run; memory comes from a pool that is the graph's, or that of
+  // `shares_memory_with`, a graph that is never in use at the same time, or null. end: makes it ready to run;
+  // abort: forgets it, whatever state it is in. Errors are exceptions of libtorch.
+  void* (*graph_begin)(int device, void* shares_memory_with);
+  void (*graph_end)(void* graph);
+  void (*graph_abort)(void* graph);
+  void (*graph_replay)(void* graph);
+  void (*graph_free)(void* graph);
 };
 
 using PluginEntry = const Plugin* (*)();

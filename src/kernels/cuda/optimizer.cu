@@ -17,7 +17,7 @@ constexpr int kThreads = 256;
 constexpr int kElements = 8;       // of one thread at a time: 16 bytes of bf16, 32 of fp32
 constexpr int64_t kPiece = 16384;  // elements of a block
 constexpr int64_t kSumPiece = 65536;
-constexpr int kMostTensors = 120;  // of a launch: its parameters stay below 8 KiB
+constexpr int kMostTensors = 112;  // of a launch: its parameters stay below 8 KiB
 constexpr int64_t kMostBlocks = int64_t{1} << 30;
 
 // Index of the last entry of `first` that is at most `block`.
@@ -42,6 +42,7 @@ struct AdamWEntry {
   void* m;
   void* v;
   int64_t size;
+  int64_t scalar_index;
   float step, shrink;  // lr / c1; 1 - lr * decay
 };
 
@@ -51,19 +52,31 @@ struct AdamWTable {
   int count;
   float beta1, beta2, rest1, rest2, eps, root;  // rest = 1 - beta; root = 1 / sqrt(c2)
   const float* grad_scale;
+  const float* scalars;  // AdamWArgs::scalars; null: root, step and shrink of these tables
 };
+
+// What a step multiplies by.
+struct Factors {
+  float step, shrink, root;
+};
+
+__device__ __forceinline__ Factors factors_of(const AdamWTable& table, const AdamWEntry& t) {
+  if (table.scalars == nullptr) return {t.step, t.shrink, table.root};
+  const float* own = table.scalars + 1 + 2 * t.scalar_index;
+  return {own[0], own[1], table.scalars[0]};
+}
 
 struct Moments {
   float m, v, w;
 };
 
-__device__ __forceinline__ Moments adamw_one(const AdamWTable& table, const AdamWEntry& t, float scale,
-                                             float w, float g, float m, float v) {
+__device__ __forceinline__ Moments adamw_one(const AdamWTable& table, const Factors& by, float scale, float w,
+                                             float g, float m, float v) {
   g *= scale;
   m = table.beta1 * m + table.rest1 * g;
   v = table.beta2 * v + table.rest2 * g * g;
-  const float update = m / (sqrtf(v) * table.root + table.eps);
-  return {m, v, w * t.shrink - t.step * update};
+  const float update = m / (sqrtf(v) * by.root + table.eps);
+  return {m, v, w * by.shrink - by.step * update};
 }
 
 template <class P, class G, class S, bool MASTER>
@@ -72,6 +85,7 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__
   if (!isfinite(scale)) return;
   const int index = find_tensor(table, blockIdx.x);
   const AdamWEntry& t = table.tensors[index];
+  const Factors by = factors_of(table, t);
   P* param = static_cast<P*>(t.param);
   const G* grad = static_cast<const G*>(t.grad);
   S* m_state = static_cast<S*>(t.m);
@@ -95,7 +109,7 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__
     }
 #pragma unroll
     for (int j = 0; j < kElements; ++j) {
-      const Moments one = adamw_one(table, t, scale, w[j], g[j], m[j], v[j]);
+      const Moments one = adamw_one(table, by, scale, w[j], g[j], m[j], v[j]);
       w[j] = one.w;
       m[j] = one.m;
       v[j] = one.v;
@@ -108,7 +122,7 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__
   for (int64_t i = vector_end + threadIdx.x; i < end; i += kThreads) {
     const float w = MASTER ? t.master[i] : to_float(param[i]);
     const Moments one =
-        adamw_one(table, t, scale, w, to_float(grad[i]), to_float(m_state[i]), to_float(v_state[i]));
+        adamw_one(table, by, scale, w, to_float(grad[i]), to_float(m_state[i]), to_float(v_state[i]));
     from_float(one.m, m_state[i]);
     from_float(one.v, v_state[i]);
     from_float(one.w, param[i]);
@@ -226,8 +240,9 @@ void adamw(const AdamWArgs& a, Stream stream) {
   table.rest1 = static_cast<float>(1.0 - a.beta1);
   table.rest2 = static_cast<float>(1.0 - a.beta2);
   table.eps = a.eps;
-  table.root = static_cast<float>(1.0 / std::sqrt(static_cast<double>(a.correction2)));
+  table.root = adamw_root(a.correction2);
   table.grad_scale = a.grad_scale;
+  table.scalars = a.scalars;
   for (int combination = 0; combination < kCombinations; ++combination) {
     int64_t blocks = 0;
     const auto flush = [&] {
@@ -248,8 +263,9 @@ void adamw(const AdamWArgs& a, Stream stream) {
                t.m,
                t.v,
                t.size,
-               static_cast<float>(static_cast<double>(t.lr) / a.correction1),
-               static_cast<float>(1.0 - static_cast<double>(t.lr) * t.weight_decay)};
+               t.scalar_index,
+               adamw_step_size(t.lr, a.correction1),
+               adamw_shrink(t.lr, t.weight_decay)};
       table.first_block[table.count++] = static_cast<int>(blocks);
       blocks += pieces;
     }

@@ -3,6 +3,7 @@
 #include "kernels/api/plugin.h"
 
 #include <ATen/Context.h>
+#include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -10,6 +11,8 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
+#include <exception>
+#include <memory>
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/kernels.h"
@@ -86,6 +89,48 @@ void prefer_cudnn_attention(bool on) {
   context.setSDPPriorityOrder(order);
 }
 
+void use_own_stream(int device) {
+  synchronize(device);
+  c10::cuda::setCurrentCUDAStream(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, index_of(device)));
+}
+
+at::cuda::CUDAGraph& graph_of(void* graph) {
+  return *static_cast<at::cuda::CUDAGraph*>(graph);
+}
+
+void* graph_begin(int device, void* shares_memory_with) {
+  // What the allocator holds for work outside of graphs would otherwise stay beside the graph's pool.
+  synchronize(device);
+  c10::cuda::CUDACachingAllocator::emptyCache();
+  auto graph = std::make_unique<at::cuda::CUDAGraph>();
+  const at::cuda::MempoolId_t pool =
+      shares_memory_with == nullptr ? at::cuda::MempoolId_t{0, 0} : graph_of(shares_memory_with).pool();
+  // Only this thread is held to what may be recorded: others may go on to use the driver.
+  graph->capture_begin(pool, cudaStreamCaptureModeThreadLocal);
+  return graph.release();
+}
+
+void graph_end(void* graph) {
+  graph_of(graph).capture_end();
+}
+
+void graph_abort(void* graph) {
+  const std::unique_ptr<at::cuda::CUDAGraph> owned(&graph_of(graph));
+  try {
+    owned->capture_end();
+  } catch (const std::exception&) {  // that is why it is given up
+  }
+  cudaGetLastError();  // the error of the recording must not meet the next call
+}
+
+void graph_replay(void* graph) {
+  graph_of(graph).replay();
+}
+
+void graph_free(void* graph) {
+  delete &graph_of(graph);
+}
+
 }  // namespace
 }  // namespace moebius::kernels::cuda
 
@@ -101,6 +146,12 @@ extern "C" __attribute__((visibility("default"))) const moebius::kernels::Plugin
       .current_stream = cuda::current_stream,
       .synchronize = cuda::synchronize,
       .prefer_cudnn_attention = cuda::prefer_cudnn_attention,
+      .use_own_stream = cuda::use_own_stream,
+      .graph_begin = cuda::graph_begin,
+      .graph_end = cuda::graph_end,
+      .graph_abort = cuda::graph_abort,
+      .graph_replay = cuda::graph_replay,
+      .graph_free = cuda::graph_free,
   };
   return &plugin;
 }
