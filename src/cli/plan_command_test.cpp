@@ -47,10 +47,29 @@ TEST_F(PlanCommand, takes_the_vocabulary_from_the_tokenizer_and_fields_from_the_
 }
 
 TEST_F(PlanCommand, says_what_to_change_when_it_does_not_fit) {
-  const std::string text = run(config + " --device cpu --set train.batch=100000000");
+  const std::string text =
+      run(config + " --device cpu --set train.batch=100000000 --set train.recompute=none");
   EXPECT_THAT(text, HasSubstr("\ndoes not fit: this machine has "));
   EXPECT_THAT(text, HasSubstr("  with train.micro_batch = "));
   EXPECT_THAT(text, HasSubstr("  with train.recompute = \"full\" it needs "));
+}
+
+TEST_F(PlanCommand, chooses_what_to_recompute_from_a_budget) {
+  const auto planned = [&](const std::string& more) {
+    return nlohmann::json::parse(run(config + " --device cuda --json --set memory.budget_gib=" + more));
+  };
+  const auto all = planned("1");
+  EXPECT_EQ(all["recompute"], "none");
+  EXPECT_EQ(all["recompute_flops_per_token"], 0.0);
+  ASSERT_EQ(all["recompute_options"].size(), 3u);
+  const double full_gib = all["recompute_options"][2]["needed_bytes"].get<double>() / (int64_t{1} << 30);
+  const auto tight = planned(std::to_string(1.0001 * full_gib));
+  EXPECT_EQ(tight["recompute"], "full");
+  EXPECT_EQ(tight["fits"], true);
+  EXPECT_GT(tight["recompute_flops_per_token"], 0.0);
+  const std::string text = run(config + " --device cuda --set memory.budget_gib=0.0001");
+  EXPECT_THAT(text, HasSubstr("does not fit: memory.budget_gib is "));
+  EXPECT_THAT(text, HasSubstr("% FLOPs  <- this run"));
 }
 
 TEST_F(PlanCommand, plans_for_cuda_without_a_gpu) {
