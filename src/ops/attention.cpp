@@ -6,9 +6,12 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <atomic>
 #include <cmath>
 
 #include "base/check.h"
+#include "base/concat.h"
+#include "base/log.h"
 #include "kernels/api/attention.h"
 #include "ops/attention_blocks.h"
 #include "ops/attention_parts.h"
@@ -205,6 +208,18 @@ bool cudnn_takes(const at::Tensor& qkv, int64_t length, const AttentionShape& sh
                                /*enable_gqa=*/shape.num_heads != shape.num_kv_heads) == kCudnnBackend;
 }
 
+// Said once: without a fused kernel the scores exist whole, and a step is several times slower.
+void say_that_attention_is_slow(const at::Tensor& qkv, int64_t length, const AttentionShape& shape) {
+  static std::atomic_flag said;
+  if (qkv.scalar_type() != at::kBFloat16 || said.test_and_set()) return;
+  log_warn("attention runs without a fused kernel: ", shape.num_heads, "/", shape.num_kv_heads, " heads of ",
+           shape.head_dim,
+           shape.value_width() == shape.head_dim ? "" : concat(" (values ", shape.value_width(), ")"),
+           ", documents of ", length > 0 ? concat(length, " tokens") : std::string("different lengths"),
+           "; the fused ones want model.head_dim to be a multiple of 8, of at most 128 with documents of one "
+           "length and of at most 256 otherwise");
+}
+
 bool flash_takes(const at::Tensor& qkv, const AttentionShape& shape) {
   return qkv.scalar_type() == at::kBFloat16 && shape.head_dim % 8 == 0 && shape.head_dim <= 256 &&
          shape.value_width() == shape.head_dim;
@@ -261,6 +276,7 @@ at::Tensor attention(const at::Tensor& qkv_TC, const Segments& segments, const A
                   "documents of different lengths without their borders on ", qkv.device());
     return FlashAttention::apply(qkv, segments.cu_seqlens_device, segments.max_length, shape);
   }
+  say_that_attention_is_slow(qkv, length, shape);
   return composite_attention(qkv, runs_of(segments), shape);
 }
 
