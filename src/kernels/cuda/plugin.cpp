@@ -103,8 +103,9 @@ void* graph_begin(int device, void* shares_memory_with) {
   synchronize(device);
   c10::cuda::CUDACachingAllocator::emptyCache();
   auto graph = std::make_unique<at::cuda::CUDAGraph>();
-  const at::cuda::MempoolId_t pool =
-      shares_memory_with == nullptr ? at::cuda::MempoolId_t{0, 0} : graph_of(shares_memory_with).pool();
+  // {0, 0}: one of its own.
+  const auto pool =
+      shares_memory_with == nullptr ? decltype(graph->pool()){0, 0} : graph_of(shares_memory_with).pool();
   // Only this thread is held to what may be recorded: others may go on to use the driver.
   graph->capture_begin(pool, cudaStreamCaptureModeThreadLocal);
   return graph.release();
