@@ -82,7 +82,7 @@ TEST(Attention, agrees_with_its_definition) {
     const int64_t turned = each.options.rotary_dim > 0 ? each.options.rotary_dim : each.options.head_dim;
     const at::Tensor y =
         layer.forward(in.x, positions_of(lengths), ops::rope_table(17, turned, kCheckedTheta, at::kCPU),
-                      segments_of(lengths));
+                      segments_of(lengths), nullptr);
     params.expect_close(y, plain(params, each.options, in.exact, lengths), in.x, in.exact);
   }
 }
@@ -97,7 +97,7 @@ TEST(Attention, the_cache_gives_what_a_whole_pass_gives) {
     const at::Tensor x = at::randn({13, each.options.dim});
     const int64_t turned = each.options.rotary_dim > 0 ? each.options.rotary_dim : each.options.head_dim;
     const at::Tensor table = ops::rope_table(13, turned, kCheckedTheta, at::kCPU);
-    const at::Tensor whole = layer.forward(x, positions_of({13}), table, segments_of({13}));
+    const at::Tensor whole = layer.forward(x, positions_of({13}), table, segments_of({13}), nullptr);
     KvCache cache = KvCache::of_heads(1, 13, each.options.num_kv_heads, each.options.head_dim, x.options());
     int64_t begin = 0;
     for (const int64_t count : {5, 1, 3, 1, 1, 2}) {

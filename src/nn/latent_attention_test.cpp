@@ -70,9 +70,9 @@ TEST(LatentAttention, agrees_with_its_definition) {
     const LatentAttention layer(options, "", params.table);
     params.fill();
     const CheckedInput in({25, options.dim});
-    const at::Tensor y =
-        layer.forward(in.x, positions_of(lengths),
-                      ops::rope_table(17, options.rope_dim, kCheckedTheta, at::kCPU), segments_of(lengths));
+    const at::Tensor y = layer.forward(in.x, positions_of(lengths),
+                                       ops::rope_table(17, options.rope_dim, kCheckedTheta, at::kCPU),
+                                       segments_of(lengths), nullptr);
     params.expect_close(y, plain(params, options, in.exact, lengths), in.x, in.exact);
   }
 }
@@ -85,7 +85,7 @@ TEST(LatentAttention, the_absorbed_form_gives_what_the_expanded_one_gives) {
     const at::NoGradGuard no_grad;
     const at::Tensor x = at::randn({13, options.dim}), positions = positions_of({13});
     const at::Tensor table = ops::rope_table(13, options.rope_dim, kCheckedTheta, at::kCPU);
-    const at::Tensor whole = layer.forward(x, positions, table, segments_of({13}));
+    const at::Tensor whole = layer.forward(x, positions, table, segments_of({13}), nullptr);
     KvCache cache = KvCache::of_latents(1, 13, options.kv_rank + options.rope_dim, x.options());
     EXPECT_EQ(cache.num_bytes(), 13 * 14 * 4);
     int64_t begin = 0;
