@@ -1,6 +1,7 @@
 #include "train/recompute_choice.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "train/flops.h"
 #include "train/plan.h"
@@ -38,20 +39,18 @@ config::RunConfig with_recompute(const config::RunConfig& config, bool on_cuda,
                                  std::optional<int64_t> available_bytes) {
   if (config.train.recompute != "auto") return config;
   const std::optional<int64_t> budget = memory_budget_bytes(config, available_bytes);
-  const auto fits = [&](int64_t number) {
-    return !budget || make_plan(way(config, number), on_cuda).needed_bytes() <= *budget;
-  };
-  // Every way needs no more than the one before it, but for single kibibytes.
-  int64_t low = 0, high = 2 * num_blocks(config);
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (fits(middle)) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
+  if (!budget) return way(config, 0);
+  // Computing more again does not always need less: with one pass per step the gradients grow while the
+  // activations shrink, and the peak may lie where none are left.
+  int64_t least_needed = std::numeric_limits<int64_t>::max(), least = 0;
+  for (int64_t number = 0; number <= 2 * num_blocks(config); ++number) {
+    const int64_t needed = make_plan(way(config, number), on_cuda).needed_bytes();
+    if (needed <= *budget) return way(config, number);
+    if (needed >= least_needed) continue;
+    least_needed = needed;
+    least = number;
   }
-  return way(config, low);
+  return way(config, least);
 }
 
 std::vector<RecomputeOption> recompute_options(const config::RunConfig& config, bool on_cuda) {

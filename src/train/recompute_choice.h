@@ -17,8 +17,8 @@ std::optional<int64_t> memory_budget_bytes(const config::RunConfig& config,
 
 // `config` with train.recompute decided where it is "auto". The ways in order of what they compute again:
 // none, then the up projections and passes over memory of the first one, two, … blocks (selective), then
-// whole blocks one after the other (full); the first that fits the budget, the last when none does. Without a
-// budget: none. model.vocab is set.
+// whole blocks one after the other (full); the first that fits the budget, the one that needs the least when
+// none does. Without a budget: none. model.vocab is set.
 config::RunConfig with_recompute(const config::RunConfig& config, bool on_cuda,
                                  std::optional<int64_t> available_bytes);
 
