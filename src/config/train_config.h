@@ -76,7 +76,10 @@ void describe(V& v, OptimizerConfig& c) {
   v.field("grad_clip", c.grad_clip, range(0, 1e9), "", "Largest global gradient norm; 0: no clipping.");
   v.field("embedding_lr_scale", c.embedding_lr_scale, range(0, 1000), "", "Factor on lr for the embedding.");
   v.field("master_weights", c.master_weights, any(), "", "Keep an fp32 copy of bf16 weights.");
-  v.field("state_dtype", c.state_dtype, one_of({"fp32", "bf16"}), "", "Type of the moments.");
+  v.field("state_dtype", c.state_dtype, one_of({"fp32", "bf16", "int8"}), "",
+          "Type of the moments; int8: codes of eight bits with a scale for each 256 of them, for parameters "
+          "of 4,096 elements "
+          "and more.");
 }
 
 struct ScheduleConfig {

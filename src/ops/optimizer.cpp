@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "kernels/api/moment_codes.h"
 #include "ops/device.h"
 
 namespace moebius::ops {
@@ -57,7 +58,7 @@ void adamw_step(const std::vector<AdamWState>& states, const AdamWOptions& optio
       grad_scale.numel() == 1 && grad_scale.scalar_type() == at::kFloat && grad_scale.device() == device,
       "grad_scale is ", grad_scale.sizes(), " ", grad_scale.scalar_type(), " on ", grad_scale.device());
   std::vector<at::Tensor> kept;
-  std::vector<kernels::AdamWTensor> list;
+  std::vector<kernels::AdamWTensor> list, coded;
   kept.reserve(states.size());
   list.reserve(states.size());
   for (const AdamWState& s : states) {
@@ -75,7 +76,14 @@ void adamw_step(const std::vector<AdamWState>& states, const AdamWOptions& optio
                   s.v.scalar_type());
     if (param.numel() == 0) continue;
     kept.push_back(s.grad.contiguous());
-    list.push_back({.param = param.mutable_data_ptr(),
+    const bool is_coded = s.m.scalar_type() == at::kByte;
+    for (const at::Tensor* scale : {&s.m_scale, &s.v_scale})
+      MOEBIUS_CHECK(!is_coded || (scale->defined() && scale->numel() == moment_blocks(param.numel()) &&
+                                  scale->scalar_type() == at::kFloat && scale->is_contiguous() &&
+                                  scale->device() == device),
+                    "codes of ", param.sizes(), " without their scales");
+    (is_coded ? coded : list)
+        .push_back({.param = param.mutable_data_ptr(),
                     .master = s.master.defined() ? s.master.mutable_data_ptr<float>() : nullptr,
                     .grad = kept.back().const_data_ptr(),
                     .m = s.m.mutable_data_ptr(),
@@ -85,14 +93,15 @@ void adamw_step(const std::vector<AdamWState>& states, const AdamWOptions& optio
                     .weight_decay = static_cast<float>(s.weight_decay),
                     .param_dtype = kernel_dtype(param),
                     .grad_dtype = kernel_dtype(s.grad),
-                    .state_dtype = kernel_dtype(s.m),
-                    .scalar_index = s.scalar_index});
-    MOEBIUS_CHECK(!scalars.defined() || 2 * s.scalar_index + 2 < scalars.numel(), "scalar_index ",
+                    .state_dtype = is_coded ? kernels::DType::f32 : kernel_dtype(s.m),
+                    .scalar_index = s.scalar_index,
+                    .m_scale = is_coded ? s.m_scale.mutable_data_ptr<float>() : nullptr,
+                    .v_scale = is_coded ? s.v_scale.mutable_data_ptr<float>() : nullptr});
+    MOEBIUS_CHECK(!scalars.defined() || 2 * s.scalar_index + 3 < scalars.numel(), "scalar_index ",
                   s.scalar_index, " in ", scalars.sizes());
   }
-  if (list.empty()) return;
   kernels::AdamWArgs args{};
-  args.tensors = list;
+  args.step = static_cast<uint32_t>(options.step);
   args.beta1 = static_cast<float>(options.beta1);
   args.beta2 = static_cast<float>(options.beta2);
   args.eps = static_cast<float>(options.eps);
@@ -105,13 +114,32 @@ void adamw_step(const std::vector<AdamWState>& states, const AdamWOptions& optio
         "scalars are ", scalars.scalar_type(), " on ", scalars.device());
     args.scalars = scalars.const_data_ptr<float>();
   }
-  kernel_table(device).adamw(args, current_stream(device));
+  args.tensors = list;
+  if (!list.empty()) kernel_table(device).adamw(args, current_stream(device));
+  args.tensors = coded;
+  if (!coded.empty()) kernel_table(device).adamw_8bit(args, current_stream(device));
+}
+
+int64_t moment_blocks(int64_t elements) {
+  return (elements + kernels::kMomentBlock - 1) / kernels::kMomentBlock;
+}
+
+at::Tensor moment_values(const at::Tensor& codes, const at::Tensor& scales, bool is_first) {
+  at::Tensor table = at::empty({256}, at::kFloat);
+  float* values = table.mutable_data_ptr<float>();
+  for (int code = 0; code < 256; ++code)
+    values[code] = is_first ? kernels::decode_first_moment(static_cast<uint8_t>(code))
+                            : kernels::decode_second_moment(static_cast<uint8_t>(code));
+  const at::Tensor flat = codes.flatten();
+  const at::Tensor by_element = scales.repeat_interleave(kernels::kMomentBlock).narrow(0, 0, flat.numel());
+  return (table.to(codes.device()).index_select(0, flat.to(at::kLong)) * by_element).view(codes.sizes());
 }
 
 at::Tensor adamw_scalars(const std::vector<AdamWRate>& rates, const AdamWOptions& options) {
-  at::Tensor scalars = at::empty({1 + 2 * static_cast<int64_t>(rates.size())}, at::kFloat);
+  at::Tensor scalars = at::empty({2 + 2 * static_cast<int64_t>(rates.size())}, at::kFloat);
   float* out = scalars.mutable_data_ptr<float>();
   *out++ = kernels::adamw_root(correction(options.beta2, options.step));
+  *out++ = static_cast<float>(options.step);
   for (const AdamWRate& rate : rates) {
     const float lr = static_cast<float>(rate.lr);
     *out++ = kernels::adamw_step_size(lr, correction(options.beta1, options.step));

@@ -17,10 +17,11 @@ struct AdamWState {
   at::Tensor param;   // fp32 or bf16, updated in place
   at::Tensor master;  // fp32, or undefined
   at::Tensor grad;
-  at::Tensor m, v;  // fp32 or bf16
+  at::Tensor m, v;  // fp32 or bf16; or uint8, codes with the scales below
   double lr;
   double weight_decay;
-  int64_t scalar_index = 0;  // in adamw_scalars()
+  int64_t scalar_index = 0;     // in adamw_scalars()
+  at::Tensor m_scale, v_scale;  // fp32, one for each block of moments; undefined when those are no codes
 };
 
 struct AdamWOptions {
@@ -34,6 +35,11 @@ struct AdamWOptions {
 // options.step.
 void adamw_step(const std::vector<AdamWState>& states, const AdamWOptions& options,
                 const at::Tensor& grad_scale, const at::Tensor& scalars = {});
+
+// Moments in eight bits (kernels/api/moment_codes.h): scales for `elements` moments, and the values of codes,
+// fp32.
+int64_t moment_blocks(int64_t elements);
+at::Tensor moment_values(const at::Tensor& codes, const at::Tensor& scales, bool is_first);
 
 struct AdamWRate {
   double lr, weight_decay;

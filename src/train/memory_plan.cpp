@@ -7,6 +7,7 @@
 #include "data/planner/plan.h"
 #include "ops/linear_loss.h"
 #include "train/memory_replay.h"
+#include "train/optimizer.h"
 #include "train/step.h"
 
 namespace moebius::train {
@@ -64,7 +65,6 @@ void Replay::accumulate_rest(const std::string& prefix) {
 
 void Replay::allocate_state(const config::RunConfig& config, const nn::ParamTable& params) {
   tape_.begin("between steps");
-  const int64_t moment = config.optimizer.state_dtype == "bf16" ? 2 : 4;
   for (const nn::Param& param : params.params()) {
     const int64_t count = param.spec.num_elements();
     const int64_t own_bytes = count * (param.spec.is_fp32 ? 4 : element_);
@@ -72,7 +72,8 @@ void Replay::allocate_state(const config::RunConfig& config, const nn::ParamTabl
     if (param.spec.is_buffer) continue;
     param_bytes_[param.spec.name] = own_bytes;
     for (int i = 0; i < 2; ++i)
-      state_.push_back(bytes(&MemoryByClass::moments_bytes, count * (param.spec.is_fp32 ? 4 : moment)));
+      state_.push_back(
+          bytes(&MemoryByClass::moments_bytes, moment_bytes(param.spec, config.optimizer.state_dtype)));
     if (element_ == 2 && !param.spec.is_fp32 && config.optimizer.master_weights)
       state_.push_back(bytes(&MemoryByClass::master_bytes, count * 4));
   }

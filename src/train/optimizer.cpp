@@ -1,23 +1,45 @@
 #include "train/optimizer.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 namespace moebius::train {
+namespace {
+
+// An fp32 parameter among bf16 ones (the router) keeps fp32 moments, and what is too small to matter stays
+// exact.
+constexpr int64_t kLeastCoded = 4096;
+
+at::ScalarType moment_dtype(const nn::ParamSpec& spec, const std::string& state_dtype) {
+  if (spec.is_fp32) return at::kFloat;
+  if (state_dtype == "int8") return spec.num_elements() >= kLeastCoded ? at::kByte : at::kFloat;
+  return state_dtype == "bf16" ? at::kBFloat16 : at::kFloat;
+}
+
+}  // namespace
+
+int64_t moment_bytes(const nn::ParamSpec& spec, const std::string& state_dtype) {
+  const at::ScalarType dtype = moment_dtype(spec, state_dtype);
+  const int64_t count = spec.num_elements();
+  const int64_t scales = dtype == at::kByte ? 4 * ops::moment_blocks(count) : 0;
+  return count * static_cast<int64_t>(c10::elementSize(dtype)) + scales;
+}
 
 AdamW::AdamW(const config::OptimizerConfig& config, nn::ParamTable& params) : config_(config) {
   const at::NoGradGuard no_grad;
-  const at::ScalarType state_dtype = config.state_dtype == "bf16" ? at::kBFloat16 : at::kFloat;
   for (nn::Param& param : params.params()) {
     if (param.spec.is_buffer) continue;
     Slot slot;
     slot.param = &param;
-    // An fp32 parameter among bf16 ones (the router) keeps fp32 moments.
     const bool is_fp32 = param.value.scalar_type() == at::kFloat;
-    const auto options =
-        param.value.options().dtype(is_fp32 && param.spec.is_fp32 ? at::kFloat : state_dtype);
-    slot.m = at::zeros_like(param.value, options);
-    slot.v = at::zeros_like(param.value, options);
+    const at::ScalarType dtype = moment_dtype(param.spec, config.state_dtype);
+    for (at::Tensor* moment : {&slot.m, &slot.v})
+      *moment = at::zeros_like(param.value, param.value.options().dtype(dtype));
+    if (dtype == at::kByte)
+      for (at::Tensor* scale : {&slot.m_scale, &slot.v_scale})
+        *scale =
+            at::zeros({ops::moment_blocks(param.value.numel())}, param.value.options().dtype(at::kFloat));
     if (!is_fp32 && config.master_weights) slot.master = param.value.detach().to(at::kFloat);
     slot.lr_scale = param.spec.name == "embedding" ? config.embedding_lr_scale : 1;
     slot.weight_decay = param.spec.decays ? config.weight_decay : 0;
@@ -56,7 +78,7 @@ void AdamW::apply(double lr, int64_t step, const at::Tensor& scalars, const at::
     const at::Tensor& grad = slot.param->value.grad();
     if (!grad.defined()) continue;
     states.push_back({slot.param->value, slot.master, grad, slot.m, slot.v, lr * slot.lr_scale,
-                      slot.weight_decay, static_cast<int64_t>(i)});
+                      slot.weight_decay, static_cast<int64_t>(i), slot.m_scale, slot.v_scale});
   }
   ops::adamw_step(states, options(step), clip_scale, scalars);
   release_gradients();
@@ -72,6 +94,10 @@ std::vector<ckpt::NamedTensor> AdamW::tensors() const {
     const std::string& name = slot.param->spec.name;
     named.push_back({"m." + name, slot.m});
     named.push_back({"v." + name, slot.v});
+    if (slot.m_scale.defined()) {
+      named.push_back({"m_scale." + name, slot.m_scale});
+      named.push_back({"v_scale." + name, slot.v_scale});
+    }
     if (slot.master.defined()) named.push_back({"master." + name, slot.master});
   }
   return named;

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <string>
 #include <vector>
 
 #include "ckpt/checkpoint.h"
@@ -11,6 +12,9 @@
 #include "ops/optimizer.h"
 
 namespace moebius::train {
+
+// Bytes of each of the two moments of a parameter that optimizer.state_dtype asks for, scales included.
+int64_t moment_bytes(const nn::ParamSpec& spec, const std::string& state_dtype);
 
 class AdamW {
  public:
@@ -34,13 +38,15 @@ class AdamW {
   at::Tensor scalars(double lr, int64_t step) const;
   void release_gradients();
 
-  // Names "m.<parameter>", "v.<parameter>", "master.<parameter>".
+  // Names "m.<parameter>", "v.<parameter>", "master.<parameter>"; with moments in eight bits also "m_scale."
+  // and "v_scale.".
   std::vector<ckpt::NamedTensor> tensors() const;
 
  private:
   struct Slot {
     nn::Param* param;
     at::Tensor m, v, master;
+    at::Tensor m_scale, v_scale;  // of moments in eight bits
     double lr_scale;
     double weight_decay;
   };

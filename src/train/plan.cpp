@@ -169,8 +169,10 @@ std::vector<Saving> possible_savings(const Plan& plan, int64_t available_bytes) 
         config.train.recompute = word;
         config.train.recompute_layers = 0;
       });
-  try_out("optimizer.state_dtype", "\"bf16\"",
-          [](config::RunConfig& config) { config.optimizer.state_dtype = "bf16"; });
+  for (const char* word : {"bf16", "int8"})
+    if (plan.config.optimizer.state_dtype != "int8")
+      try_out("optimizer.state_dtype", concat('"', word, '"'),
+              [&](config::RunConfig& config) { config.optimizer.state_dtype = word; });
   try_out("optimizer.master_weights", "false",
           [](config::RunConfig& config) { config.optimizer.master_weights = false; });
   try_out("train.precision", "\"bf16\"", [](config::RunConfig& config) { config.train.precision = "bf16"; });

@@ -10,6 +10,7 @@
 #include "config/load.h"
 #include "moe/moe_feed_forward.h"
 #include "train/flops.h"
+#include "train/recompute_choice.h"
 
 namespace moebius::train {
 namespace {
@@ -44,6 +45,82 @@ batch = 12
 precision = "bf16"
 )",
                                   "test", overrides);
+}
+
+// Qwen3-30B-A3B, 16,384 tokens.
+config::RunConfig qwen_config(const std::vector<std::string>& overrides = {}) {
+  return config::parse_run_config(R"(
+[model]
+layers = 48
+dim = 2048
+heads = 32
+kv_heads = 4
+head_dim = 128
+vocab = 32000
+qk_norm = "head"
+[model.moe]
+experts = 128
+top_k = 8
+expert_dim = 768
+[data]
+synthetic = true
+[train]
+precision = "bf16"
+sequence = 4096
+batch = 4
+)",
+                                  "test", overrides);
+}
+
+TEST(RecomputeChoice, saves_what_the_design_asks_for_on_the_shape_of_qwen3) {
+  const std::vector<RecomputeOption> options = recompute_options(qwen_config(), /*on_cuda=*/true);
+  ASSERT_EQ(options.size(), 3u);
+  const auto share = [&](size_t i) {
+    return static_cast<double>(options[i].held_bytes) / static_cast<double>(options[0].held_bytes);
+  };
+  EXPECT_LE(share(1), 0.40);
+  EXPECT_LE(share(2), 0.20);
+  const double flops = model_flops_per_token(qwen_config().model, 4096);
+  EXPECT_LE(options[1].extra_flops_per_token, 0.12 * flops);
+  // A whole pass forward, less the output layer.
+  EXPECT_NEAR(options[2].extra_flops_per_token / flops, 1.0 / 3, 0.03);
+}
+
+TEST(RecomputeChoice, takes_the_least_that_fits) {
+  // Several passes: the gradients are there while a pass has its activations.
+  const config::RunConfig config = qwen_config({"train.micro_batch=1"});
+  const std::vector<RecomputeOption> options = recompute_options(config, true);
+  const auto chosen = [&](int64_t budget_bytes) {
+    config::RunConfig with = config;
+    with.memory.budget_gib = static_cast<double>(budget_bytes) / static_cast<double>(kGiB);
+    return with_recompute(with, true, std::nullopt);
+  };
+  EXPECT_EQ(chosen(options[0].needed_bytes).train.recompute, "none");
+  const config::RunConfig some = chosen(options[0].needed_bytes - kGiB);
+  EXPECT_EQ(some.train.recompute, "selective");
+  EXPECT_GT(some.train.recompute_layers, 0);
+  EXPECT_LE(make_plan(some, true).needed_bytes(), options[0].needed_bytes - kGiB);
+  config::RunConfig less = some;
+  --less.train.recompute_layers;
+  EXPECT_GT(make_plan(less, true).needed_bytes(), options[0].needed_bytes - kGiB);
+  const config::RunConfig more = chosen(options[1].needed_bytes - kGiB);
+  EXPECT_EQ(more.train.recompute, "full");
+  EXPECT_GT(more.train.recompute_layers, 0);
+  const config::RunConfig most = chosen(1);
+  EXPECT_EQ(most.train.recompute, "full");
+  EXPECT_EQ(most.train.recompute_layers, 0);
+  EXPECT_EQ(with_recompute(config, true, std::nullopt).train.recompute, "none");
+  EXPECT_EQ(with_recompute(config, true, kGiB).train.recompute, "full");
+}
+
+TEST(RecomputeChoice, recomputes_nothing_for_nothing) {
+  // One pass: the peak lies in the last layer's backward, where all gradients are there and no activations.
+  config::RunConfig config = qwen_config();
+  config.memory.budget_gib = 1;
+  const config::RunConfig chosen = with_recompute(config, true, std::nullopt);
+  const int64_t needed = make_plan(chosen, true).needed_bytes();
+  for (const RecomputeOption& option : recompute_options(config, true))
+    EXPECT_LE(needed, option.needed_bytes);
 }
 
 TEST(Plan, counts_parameters) {
@@ -203,10 +280,10 @@ TEST(Plan, savings_hold_what_they_promise) {
     }
   }
   EXPECT_THAT(fields, testing::ElementsAre("train.micro_batch", "train.recompute", "train.recompute",
-                                           "optimizer.state_dtype", "optimizer.master_weights",
-                                           "checkpoint.background"));
+                                           "optimizer.state_dtype", "optimizer.state_dtype",
+                                           "optimizer.master_weights", "checkpoint.background"));
   const Plan least =
-      make_plan(plan_config({"train.batch=1", "train.recompute=full", "optimizer.state_dtype=bf16",
+      make_plan(plan_config({"train.batch=1", "train.recompute=full", "optimizer.state_dtype=int8",
                              "optimizer.master_weights=false", "checkpoint.background=false"}),
                 false);
   EXPECT_TRUE(possible_savings(least, 0).empty());

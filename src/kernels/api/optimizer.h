@@ -23,6 +23,8 @@ struct AdamWTensor {
   float weight_decay;
   DType param_dtype, grad_dtype, state_dtype;
   int64_t scalar_index = 0;  // see AdamWArgs::scalars
+  // For adamw_8bit: scales of the blocks of m and v, which are codes then (kernels/api/moment_codes.h).
+  float *m_scale = nullptr, *v_scale = nullptr;  // (n / kMomentBlock, rounded up)
 };
 
 // What a step makes of learning rate, decay and step number, each rounded once.
@@ -43,9 +45,11 @@ struct AdamWArgs {
   // One float: the clipping factor. Not finite: nothing is changed (the step is skipped).
   const float* grad_scale;
   // On the device, or null: what changes from step to step, so that a recorded launch can be run again with
-  // other values. [0]: adamw_root; [1 + 2 i], [2 + 2 i]: adamw_step_size and adamw_shrink of the tensors with
-  // scalar_index i. lr, weight_decay and the corrections are not looked at then.
+  // other values. [0]: adamw_root; [1]: the number of the step; [2 + 2 i], [3 + 2 i]: adamw_step_size and
+  // adamw_shrink of the tensors with scalar_index i. lr, weight_decay, the corrections and `step` are not
+  // looked at then.
   const float* scalars = nullptr;
+  uint32_t step = 1;  // for the roundings of adamw_8bit
 };
 
 struct GradTensor {

@@ -35,6 +35,7 @@ struct KernelTable {
   void (*grouped_gemm)(const GroupedGemmArgs&, Stream);              // null on CUDA
   void (*cross_entropy)(const CrossEntropyArgs&, Stream);
   void (*adamw)(const AdamWArgs&, Stream);
+  void (*adamw_8bit)(const AdamWArgs&, Stream);  // of tensors with scales
   void (*sum_squares)(const SumSquaresArgs&, Stream);
 };
 

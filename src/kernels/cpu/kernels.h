@@ -23,6 +23,7 @@ void attention_forward(const AttentionForwardArgs&, Stream);
 void attention_backward(const AttentionBackwardArgs&, Stream);
 void cross_entropy(const CrossEntropyArgs&, Stream);
 void adamw(const AdamWArgs&, Stream);
+void adamw_8bit(const AdamWArgs&, Stream);
 void sum_squares(const SumSquaresArgs&, Stream);
 
 }  // namespace moebius::kernels::cpu

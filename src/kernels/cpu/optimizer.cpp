@@ -27,7 +27,7 @@ void adamw_range(const AdamWArgs& a, const AdamWTensor& t, int64_t begin, int64_
   const Vf beta1 = hn::Set(d, a.beta1), beta2 = hn::Set(d, a.beta2);
   const Vf rest1 = hn::Set(d, static_cast<float>(1.0 - a.beta1)),
            rest2 = hn::Set(d, static_cast<float>(1.0 - a.beta2));
-  const float* own = a.scalars == nullptr ? nullptr : a.scalars + 1 + 2 * t.scalar_index;
+  const float* own = a.scalars == nullptr ? nullptr : a.scalars + 2 + 2 * t.scalar_index;
   const Vf root = hn::Set(d, own == nullptr ? adamw_root(a.correction2) : a.scalars[0]);
   const Vf eps = hn::Set(d, a.eps);
   const Vf step = hn::Set(d, own == nullptr ? adamw_step_size(t.lr, a.correction1) : own[0]);

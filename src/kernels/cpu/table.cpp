@@ -24,6 +24,7 @@ const KernelTable& cpu_kernels() {
       .grouped_gemm = cpu::grouped_gemm,
       .cross_entropy = cpu::cross_entropy,
       .adamw = cpu::adamw,
+      .adamw_8bit = cpu::adamw_8bit,
       .sum_squares = cpu::sum_squares,
   };
   return kTable;

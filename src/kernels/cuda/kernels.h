@@ -20,6 +20,7 @@ void gather_rows(const GatherRowsArgs& args, Stream stream);
 void combine_rows(const CombineRowsArgs& args, Stream stream);
 void cross_entropy(const CrossEntropyArgs& args, Stream stream);
 void adamw(const AdamWArgs& args, Stream stream);
+void adamw_8bit(const AdamWArgs& args, Stream stream);
 void sum_squares(const SumSquaresArgs& args, Stream stream);
 
 // All of them; grouped_gemm is null (libtorch's grouped product serves it).

@@ -62,7 +62,7 @@ struct Factors {
 
 __device__ __forceinline__ Factors factors_of(const AdamWTable& table, const AdamWEntry& t) {
   if (table.scalars == nullptr) return {t.step, t.shrink, table.root};
-  const float* own = table.scalars + 1 + 2 * t.scalar_index;
+  const float* own = table.scalars + 2 + 2 * t.scalar_index;
   return {own[0], own[1], table.scalars[0]};
 }
 

@@ -22,6 +22,7 @@ const KernelTable& cuda_kernels() {
       .grouped_gemm = nullptr,
       .cross_entropy = cross_entropy,
       .adamw = adamw,
+      .adamw_8bit = adamw_8bit,
       .sum_squares = sum_squares,
   };
   return kTable;

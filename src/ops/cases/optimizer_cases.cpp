@@ -44,18 +44,26 @@ Outputs stepped(const Tensors& in, Storage storage, bool exact) {
   std::vector<AdamWState> states;
   const size_t step = inputs_per_tensor(storage);
   for (size_t i = 1; i < in.size(); i += step)
-    states.push_back({in[i], storage == Storage::master ? in[i + 4] : at::Tensor(), in[i + 1], in[i + 2],
-                      in[i + 3], kLearningRate, kWeightDecay});
+    states.push_back({in[i],
+                      storage == Storage::master ? in[i + 4] : at::Tensor(),
+                      in[i + 1],
+                      in[i + 2],
+                      in[i + 3],
+                      kLearningRate,
+                      kWeightDecay,
+                      0,
+                      {},
+                      {}});
   adamw_step(states, kOptions, in[0]);
   return named(in, storage, exact);
 }
 
-Outputs plain_step(const Tensors& in, Storage storage, bool exact) {
+Outputs plain_step(const Tensors& in, Storage storage, bool exact, int64_t step_number = kOptions.step) {
   Tensors out = in;
   const double clip = in[0].item<double>();
   if (!std::isfinite(clip)) return named(out, storage, exact);
   const size_t step = inputs_per_tensor(storage);
-  const auto steps = static_cast<double>(kOptions.step);
+  const auto steps = static_cast<double>(step_number);
   for (size_t i = 1; i < in.size(); i += step) {
     const at::Tensor g = in[i + 1] * clip;
     const at::Tensor m = in[i + 2] * kOptions.beta1 + g * (1 - kOptions.beta1);
@@ -88,6 +96,65 @@ Example adamw_example(const Sizes& sizes, Storage storage, double clip) {
   const bool exact = !std::isfinite(clip);  // nothing may change
   return {inputs, [=](const Tensors& in) { return stepped(in, storage, exact); },
           [=](const Tensors& in) { return plain_step(in, storage, exact); }};
+}
+
+// Moments in eight bits, after a first step from none: in: clip factor, then per tensor param, grad of the
+// first step, grad of the second. The codes are compared by their values.
+Outputs coded_steps(const Tensors& in, bool exact) {
+  Outputs outputs;
+  for (size_t i = 1; i < in.size(); i += 3) {
+    const auto fp32 = in[0].options();
+    const auto bytes = fp32.dtype(at::kByte);
+    AdamWState state{.param = in[i],
+                     .master = {},
+                     .grad = in[i + 1],
+                     .m = at::zeros(in[i].sizes(), bytes),
+                     .v = at::zeros(in[i].sizes(), bytes),
+                     .lr = kLearningRate,
+                     .weight_decay = kWeightDecay,
+                     .scalar_index = static_cast<int64_t>(i / 3),
+                     .m_scale = at::zeros({moment_blocks(in[i].numel())}, fp32),
+                     .v_scale = at::zeros({moment_blocks(in[i].numel())}, fp32)};
+    for (int64_t step = 1; step <= 2; ++step) {
+      AdamWOptions options = kOptions;
+      options.step = step;
+      adamw_step({state}, options, in[0]);
+      state.grad = in[i + 2];
+    }
+    const std::string number = concat("[", i / 3, "]");
+    outputs.push_back({"param" + number, in[i], exact});
+    outputs.push_back({"m" + number, moment_values(state.m, state.m_scale, true), exact});
+    outputs.push_back({"v" + number, moment_values(state.v, state.v_scale, false), exact});
+  }
+  return outputs;
+}
+
+Outputs plain_coded_steps(const Tensors& in, bool exact) {
+  Outputs outputs;
+  for (size_t i = 1; i < in.size(); i += 3) {
+    Tensors one{in[0], in[i], in[i + 1], at::zeros_like(in[i]), at::zeros_like(in[i])};
+    for (int64_t step = 1; step <= 2; ++step) {
+      const Outputs after = plain_step(one, Storage::same, false, step);
+      one = {in[0], after[0].value, in[i + 2], after[1].value, after[2].value};
+    }
+    const std::string number = concat("[", i / 3, "]");
+    outputs.push_back({"param" + number, one[1], exact});
+    outputs.push_back({"m" + number, one[3], exact});
+    outputs.push_back({"v" + number, one[4], exact});
+  }
+  return outputs;
+}
+
+Example coded_example(const Sizes& sizes, double clip) {
+  std::vector<Input> inputs{{"grad_scale", at::full({}, clip, at::kDouble), InputKind::constant}};
+  for (const int64_t size : sizes) {
+    inputs.push_back({"param", at::randn({size}, at::kDouble) * kWeightScale, InputKind::typed_constant});
+    for (const char* name : {"grad", "second grad"})
+      inputs.push_back({name, at::randn({size}, at::kDouble), InputKind::typed_constant});
+  }
+  const bool exact = !std::isfinite(clip);  // nothing may change
+  return {inputs, [=](const Tensors& in) { return coded_steps(in, exact); },
+          [=](const Tensors& in) { return plain_coded_steps(in, exact); }};
 }
 
 // clip_scale of the same gradients as well.
@@ -144,6 +211,12 @@ void add_optimizer_cases(CaseList& cases) {
                      .dtypes = {at::kBFloat16},
                      .size = row.size,
                      .make = [row] { return adamw_example(row.sizes, Storage::master, row.clip); }});
+    cases.push_back({.name = "adamw_8bit/" + row.name,
+                     .op_class = OpClass::coded,
+                     .work = {Work::Unit::elements, 2 * 5 * count},
+                     .dtypes = both_dtypes(),
+                     .size = row.size,
+                     .make = [row] { return coded_example(row.sizes, row.clip); }});
   }
 
   struct NormRow {

@@ -17,6 +17,7 @@ enum class OpClass : uint8_t {
   reduction,  // fp32 sums of values of any dtype
   routing,    // exponentials over the experts
   optimizer,  // one step of the optimizer
+  coded,      // values in eight bits
 };
 
 // Largest allowed error: norm of (result - reference) over norm of the reference, each output and each
