@@ -13,10 +13,13 @@ namespace {
 
 constexpr int64_t kGraphSteps = 10;
 
-config::RunConfig gpu_config(const std::vector<std::string>& overrides) {
-  std::vector<std::string> all{"train.precision=bf16", "optimizer.master_weights=false",
-                               "optimizer.state_dtype=bf16"};
-  all.insert(all.end(), overrides.begin(), overrides.end());
+// `more`: one override, or "".
+config::RunConfig gpu_config(const char* more, bool graph) {
+  std::vector<std::string> all;
+  for (const char* each :
+       {"train.precision=bf16", "optimizer.master_weights=false", "optimizer.state_dtype=bf16", more})
+    if (*each != 0) all.emplace_back(each);
+  all.emplace_back(graph ? "train.cuda_graph=true" : "train.cuda_graph=false");
   return config::parse_run_config(R"(
 [model]
 layers = 2
@@ -75,15 +78,14 @@ GpuTrained train_on_gpu(const config::RunConfig& config) {
   return trained;
 }
 
-class CudaStepGraph : public testing::TestWithParam<std::vector<std::string>> {};
+class CudaStepGraph : public testing::TestWithParam<const char*> {};
 
 TEST_P(CudaStepGraph, ten_steps_are_the_same_bit_for_bit) {
   if (ops::cuda_plugin() == nullptr) GTEST_SKIP() << ops::load_cuda_plugin().why;
-  const GpuTrained plain = train_on_gpu(gpu_config(GetParam())), again = train_on_gpu(gpu_config(GetParam()));
+  const GpuTrained plain = train_on_gpu(gpu_config(GetParam(), false)),
+                   again = train_on_gpu(gpu_config(GetParam(), false));
   ASSERT_EQ(plain.losses, again.losses) << "steps without a graph differ from run to run";
-  std::vector<std::string> with = GetParam();
-  with.push_back("train.cuda_graph=true");
-  const GpuTrained graphed = train_on_gpu(gpu_config(with));
+  const GpuTrained graphed = train_on_gpu(gpu_config(GetParam(), true));
   EXPECT_EQ(graphed.num_replayed, kGraphSteps - 2);
   EXPECT_EQ(graphed.losses, plain.losses);
   EXPECT_EQ(graphed.norms, plain.norms);
@@ -92,10 +94,8 @@ TEST_P(CudaStepGraph, ten_steps_are_the_same_bit_for_bit) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Configs, CudaStepGraph,
-                         testing::Values(std::vector<std::string>{},
-                                         std::vector<std::string>{"train.micro_batch=4"},
-                                         std::vector<std::string>{"train.recompute=selective"},
-                                         std::vector<std::string>{"train.recompute=full"}));
+                         testing::Values("", "train.micro_batch=4", "train.recompute=selective",
+                                         "train.recompute=full", "optimizer.state_dtype=int8"));
 
 }  // namespace
 }  // namespace moebius::train
