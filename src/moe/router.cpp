@@ -1,6 +1,7 @@
 // Shapes: T tokens, D model width, E experts.
 #include "moe/router.h"
 
+#include <ATen/ops/cat.h>
 #include <ATen/ops/mm.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -15,21 +16,50 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// On a device: the fp32 copy of x is made anew in the backward pass instead of being kept.
+// An fp32 tensor as the sum of two bf16 ones, exact to 2^-17 of each value.
+struct Halves {
+  at::Tensor high, low;
+  explicit Halves(const at::Tensor& x) : high(x.to(at::kBFloat16)), low((x - high).to(at::kBFloat16)) {}
+};
+
+// The logits on a device, in fp32. For bf16 tokens the fp32 products, which run on no matrix unit, become
+// bf16 ones of the halves with fp32 sums: exact in x, and to 2^-16 in the weights and gradients. Else the
+// fp32 copy of x is made anew in the backward pass instead of being kept.
 class RouterLogits : public torch::autograd::Function<RouterLogits> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x_TD, const at::Tensor& weight_ED) {
     ctx->save_for_backward({x_TD, weight_ED});
-    return at::mm(x_TD.to(at::kFloat), weight_ED.t());
+    if (!in_halves(x_TD)) return at::mm(x_TD.to(at::kFloat), weight_ED.t());
+    const Halves weight(weight_ED);
+    return sum_of_halves(at::mm(x_TD, at::cat({weight.high, weight.low}).t(), at::kFloat), 1);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const at::Tensor &x_TD = saved[0], &weight_ED = saved[1];
+    const at::Tensor &x_TD = saved[0], &weight_ED = saved[1], &grad_TE = grads[0];
     at::Tensor grad_x_TD, grad_weight_ED;
-    if (ctx->needs_input_grad(0)) grad_x_TD = at::mm(grads[0], weight_ED).to(x_TD.scalar_type());
-    if (ctx->needs_input_grad(1)) grad_weight_ED = at::mm(grads[0].t(), x_TD.to(at::kFloat));
+    if (in_halves(x_TD)) {
+      const Halves grad(grad_TE), weight(weight_ED);
+      if (ctx->needs_input_grad(0))
+        grad_x_TD = at::mm(at::cat({grad.high, grad.low, grad.high}, 1),
+                           at::cat({weight.high, weight.high, weight.low}));
+      if (ctx->needs_input_grad(1))
+        grad_weight_ED = sum_of_halves(at::mm(at::cat({grad.high, grad.low}, 1).t(), x_TD, at::kFloat), 0);
+    } else {
+      if (ctx->needs_input_grad(0)) grad_x_TD = at::mm(grad_TE, weight_ED).to(x_TD.scalar_type());
+      if (ctx->needs_input_grad(1)) grad_weight_ED = at::mm(grad_TE.t(), x_TD.to(at::kFloat));
+    }
     return {grad_x_TD, grad_weight_ED};
+  }
+
+ private:
+  static bool in_halves(const at::Tensor& x_TD) {
+    // Rows of whole 16 bytes, as the matrix units want them.
+    return x_TD.is_cuda() && x_TD.scalar_type() == at::kBFloat16 && x_TD.size(1) % 8 == 0;
+  }
+  static at::Tensor sum_of_halves(const at::Tensor& both, int64_t dim) {
+    const std::vector<at::Tensor> parts = both.chunk(2, dim);
+    return parts[0] + parts[1];
   }
 };
 
