@@ -26,9 +26,9 @@ class ExpertFfn : public torch::autograd::Function<ExpertFfn> {
                           const at::Tensor& down_EDF, const at::Tensor& weights_TK, const at::Tensor& order_R,
                           const at::Tensor& inverse_R, const at::Tensor& offsets_E1, Options options) {
     Routing routing = as_routing(weights_TK, order_R, inverse_R, offsets_E1);
-    at::Tensor gate_up_R2F = grouped_mm(routed_rows(x_TD, routing), gate_up_E2FD, offsets_E1);
-    at::Tensor act_RF = activate_rows(gate_up_R2F, routing);
-    if (!options.keep_gate_up) gate_up_R2F.reset();
+    auto [gate_up_R2F, act_RF] =
+        grouped_mm_swiglu(routed_rows_for(x_TD, routing, gate_up_E2FD.size(1), false), gate_up_E2FD, routing,
+                          options.keep_gate_up);
     at::Tensor y_RD = grouped_mm({act_RF, {}, 1}, down_EDF, offsets_E1);
     act_RF.reset();
     if (options.need_backward) {
@@ -56,7 +56,7 @@ class ExpertFfn : public torch::autograd::Function<ExpertFfn> {
       gate_up_R2F = grouped_mm(routed_rows(x_TD, routing), gate_up_E2FD, offsets_E1);
     }
 
-    RowOperand grad_y_rows = routed_rows(grad_y_TD, routing);
+    RowOperand grad_y_rows = routed_rows_for(grad_y_TD, routing, down_EDF.size(2), true);
     at::Tensor grad_act_RF = grouped_mm_input_grad(grad_y_rows, down_EDF, offsets_E1);
     RowActivationGrads act = activate_rows_backward(std::move(gate_up_R2F), std::move(grad_act_RF),
                                                     slots_to_rows(weights_TK, routing), routing);
@@ -68,7 +68,8 @@ class ExpertFfn : public torch::autograd::Function<ExpertFfn> {
     act.act_scaled_RF.reset();
     const RowOperand grad_gate_up_rows{std::move(act.gate_up_R2F), {}, 1};
     if (ctx->needs_input_grad(1))
-      grad_gate_up_E2FD = grouped_mm_weight_grad(grad_gate_up_rows, routed_rows(x_TD, routing), offsets_E1);
+      grad_gate_up_E2FD = grouped_mm_weight_grad(
+          grad_gate_up_rows, routed_rows_for(x_TD, routing, gate_up_E2FD.size(1), true), offsets_E1);
     if (ctx->needs_input_grad(0))
       grad_x_TD =
           combine_rows(grouped_mm_input_grad(grad_gate_up_rows, gate_up_E2FD, offsets_E1), {}, routing);

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "ops/device.h"
+#include "ops/expert_rows.h"
 
 namespace moebius::ops {
 namespace {
@@ -26,8 +27,13 @@ GroupedGemmArgs arguments(GroupedGemmKind kind, const RowOperand& a, const at::T
   return args;
 }
 
-void run_on_cpu(const GroupedGemmArgs& args, const at::Tensor& out) {
-  kernel_table(out.device()).grouped_gemm(args, current_stream(out.device()));
+// False where the device has no kernel for this product.
+bool run_kernel(const GroupedGemmArgs& args, const at::Device& device) {
+  const kernels::KernelTable& table = kernel_table(device);
+  if (table.grouped_gemm == nullptr) return false;
+  if (table.grouped_gemm_serves != nullptr && !table.grouped_gemm_serves(args)) return false;
+  table.grouped_gemm(args, current_stream(device));
+  return true;
 }
 
 void check_operand(const RowOperand& a, int64_t width, const at::Tensor& offsets_G1) {
@@ -60,10 +66,44 @@ at::Tensor cut_down(const at::Tensor& tensor, int64_t rows, int64_t columns) {
   return cut.contiguous();
 }
 
-const at::Tensor& gathered(const RowOperand& operand) {
-  MOEBIUS_CHECK(!operand.index_R.defined(), "rows must be gathered before a product on ",
-                operand.tensor.device());
-  return operand.tensor;
+// The rows of an operand, one after the other.
+at::Tensor copied(const RowOperand& operand) {
+  if (!operand.index_R.defined()) return operand.tensor;
+  const at::Tensor& from = operand.tensor;
+  at::Tensor rows = at::empty({operand.num_rows(), from.size(1)}, from.options());
+  kernels::GatherRowsArgs args{};
+  args.src = from.const_data_ptr();
+  args.order = operand.index_R.const_data_ptr<int32_t>();
+  args.rows = rows.mutable_data_ptr();
+  args.num_rows = rows.size(0);
+  args.width = rows.size(1);
+  args.top_k = operand.divisor;
+  args.dtype = kernel_dtype(from);
+  kernel_table(from.device()).gather_rows(args, current_stream(from.device()));
+  return rows;
+}
+
+// A product whose result has rows: by the kernel as it stands, by the kernel on copied rows, by libtorch.
+at::Tensor row_product(GroupedGemmKind kind, const RowOperand& a, const at::Tensor& w_GNK,
+                       const at::Tensor& offsets_G1) {
+  const bool forward = kind == GroupedGemmKind::forward;
+  check_operand(a, w_GNK.size(forward ? 2 : 1), offsets_G1);
+  MOEBIUS_CHECK_EQ(w_GNK.size(0), offsets_G1.size(0) - 1);
+  MOEBIUS_CHECK(w_GNK.is_contiguous() && w_GNK.scalar_type() == a.tensor.scalar_type());
+  at::Tensor out = at::empty({a.num_rows(), w_GNK.size(forward ? 1 : 2)}, a.tensor.options());
+  GroupedGemmArgs args = arguments(kind, a, offsets_G1);
+  args.b = w_GNK.const_data_ptr();
+  args.out = out.mutable_data_ptr();
+  args.n = w_GNK.size(1);
+  args.k = w_GNK.size(2);
+  if (run_kernel(args, out.device())) return out;
+  const at::Tensor rows = copied(a);
+  args.a = rows.const_data_ptr();
+  args.a_index = nullptr;
+  args.index_divisor = 1;
+  if (a.index_R.defined() && run_kernel(args, out.device())) return out;
+  out.reset();
+  return library_grouped_mm(kind, rows, w_GNK, offsets_G1);
 }
 
 }  // namespace
@@ -85,52 +125,45 @@ at::Tensor library_grouped_mm(GroupedGemmKind kind, const at::Tensor& a, const a
 }
 
 RowOperand routed_rows(const at::Tensor& x_TD, const Routing& routing) {
-  const int64_t top_k = routing.weights_TK.size(1);
-  if (x_TD.is_cpu()) return {x_TD, routing.order_R, top_k};
-  at::Tensor rows_RD = at::empty({routing.order_R.size(0), x_TD.size(1)}, x_TD.options());
-  kernels::GatherRowsArgs args{};
-  args.src = x_TD.const_data_ptr();
-  args.order = routing.order_R.const_data_ptr<int32_t>();
-  args.rows = rows_RD.mutable_data_ptr();
-  args.num_rows = rows_RD.size(0);
-  args.width = x_TD.size(1);
-  args.top_k = top_k;
-  args.dtype = kernel_dtype(x_TD);
-  kernel_table(x_TD.device()).gather_rows(args, current_stream(x_TD.device()));
-  return {rows_RD, {}, 1};
+  return {x_TD, routing.order_R, routing.weights_TK.size(1)};
+}
+
+RowOperand routed_rows_for(const at::Tensor& x_TD, const Routing& routing, int64_t width, bool summed) {
+  const RowOperand rows = routed_rows(x_TD, routing);
+  if (x_TD.is_cpu()) return rows;
+  const int64_t widest = !summed ? 8192 : (x_TD.size(1) >= 4096 ? 1024 : 512);
+  if (width <= widest) return rows;
+  return {copied(rows), {}, 1};
 }
 
 at::Tensor grouped_mm(const RowOperand& a_RK, const at::Tensor& w_GNK, const at::Tensor& offsets_G1) {
-  check_operand(a_RK, w_GNK.size(2), offsets_G1);
-  MOEBIUS_CHECK_EQ(w_GNK.size(0), offsets_G1.size(0) - 1);
-  if (!a_RK.tensor.is_cpu())
-    return library_grouped_mm(GroupedGemmKind::forward, gathered(a_RK), w_GNK, offsets_G1);
-  MOEBIUS_CHECK(w_GNK.is_contiguous() && w_GNK.scalar_type() == a_RK.tensor.scalar_type());
-  at::Tensor out_RN = at::empty({a_RK.num_rows(), w_GNK.size(1)}, a_RK.tensor.options());
-  GroupedGemmArgs args = arguments(GroupedGemmKind::forward, a_RK, offsets_G1);
-  args.b = w_GNK.const_data_ptr();
-  args.out = out_RN.mutable_data_ptr();
-  args.n = w_GNK.size(1);
-  args.k = w_GNK.size(2);
-  run_on_cpu(args, out_RN);
-  return out_RN;
+  return row_product(GroupedGemmKind::forward, a_RK, w_GNK, offsets_G1);
+}
+
+ActivatedProduct grouped_mm_swiglu(const RowOperand& a_RK, const at::Tensor& w_GNK, const Routing& routing,
+                                   bool keep) {
+  if (!a_RK.tensor.is_cpu()) {
+    check_operand(a_RK, w_GNK.size(2), routing.offsets_E1);
+    const int64_t num_rows = a_RK.num_rows(), width = w_GNK.size(1);
+    GroupedGemmArgs args = arguments(GroupedGemmKind::forward, a_RK, routing.offsets_E1);
+    ActivatedProduct out{keep ? at::empty({num_rows, width}, a_RK.tensor.options()) : at::Tensor(),
+                         at::empty({num_rows, width / 2}, a_RK.tensor.options())};
+    args.b = w_GNK.const_data_ptr();
+    args.out = keep ? out.product_RN.mutable_data_ptr() : nullptr;
+    args.act = out.act.mutable_data_ptr();
+    args.n = width;
+    args.k = w_GNK.size(2);
+    if (run_kernel(args, a_RK.tensor.device())) return out;
+  }
+  ActivatedProduct out{grouped_mm(a_RK, w_GNK, routing.offsets_E1), {}};
+  out.act = activate_rows(out.product_RN, routing);
+  if (!keep) out.product_RN.reset();
+  return out;
 }
 
 at::Tensor grouped_mm_input_grad(const RowOperand& a_RN, const at::Tensor& w_GNK,
                                  const at::Tensor& offsets_G1) {
-  check_operand(a_RN, w_GNK.size(1), offsets_G1);
-  MOEBIUS_CHECK_EQ(w_GNK.size(0), offsets_G1.size(0) - 1);
-  if (!a_RN.tensor.is_cpu())
-    return library_grouped_mm(GroupedGemmKind::input_grad, gathered(a_RN), w_GNK, offsets_G1);
-  MOEBIUS_CHECK(w_GNK.is_contiguous() && w_GNK.scalar_type() == a_RN.tensor.scalar_type());
-  at::Tensor out_RK = at::empty({a_RN.num_rows(), w_GNK.size(2)}, a_RN.tensor.options());
-  GroupedGemmArgs args = arguments(GroupedGemmKind::input_grad, a_RN, offsets_G1);
-  args.b = w_GNK.const_data_ptr();
-  args.out = out_RK.mutable_data_ptr();
-  args.n = w_GNK.size(1);
-  args.k = w_GNK.size(2);
-  run_on_cpu(args, out_RK);
-  return out_RK;
+  return row_product(GroupedGemmKind::input_grad, a_RN, w_GNK, offsets_G1);
 }
 
 at::Tensor grouped_mm_weight_grad(const RowOperand& a_RN, const RowOperand& b_RK,
@@ -138,8 +171,6 @@ at::Tensor grouped_mm_weight_grad(const RowOperand& a_RN, const RowOperand& b_RK
   check_operand(a_RN, a_RN.tensor.size(1), offsets_G1);
   check_operand(b_RK, b_RK.tensor.size(1), offsets_G1);
   MOEBIUS_CHECK_EQ(a_RN.num_rows(), b_RK.num_rows());
-  if (!a_RN.tensor.is_cpu())
-    return library_grouped_mm(GroupedGemmKind::weight_grad, gathered(a_RN), gathered(b_RK), offsets_G1);
   MOEBIUS_CHECK(a_RN.tensor.scalar_type() == b_RK.tensor.scalar_type());
   MOEBIUS_CHECK(!a_RN.index_R.defined() || !b_RK.index_R.defined() || a_RN.divisor == b_RK.divisor);
   const int64_t num_groups = offsets_G1.size(0) - 1, n = a_RN.tensor.size(1), k = b_RK.tensor.size(1);
@@ -151,8 +182,16 @@ at::Tensor grouped_mm_weight_grad(const RowOperand& a_RN, const RowOperand& b_RK
   args.out = out_GNK.mutable_data_ptr();
   args.n = n;
   args.k = k;
-  run_on_cpu(args, out_GNK);
-  return out_GNK;
+  if (run_kernel(args, out_GNK.device())) return out_GNK;
+  const at::Tensor a = copied(a_RN), b = copied(b_RK);
+  args.a = a.const_data_ptr();
+  args.b = b.const_data_ptr();
+  args.a_index = args.b_index = nullptr;
+  args.index_divisor = 1;
+  if ((a_RN.index_R.defined() || b_RK.index_R.defined()) && run_kernel(args, out_GNK.device()))
+    return out_GNK;
+  out_GNK.reset();
+  return library_grouped_mm(GroupedGemmKind::weight_grad, a, b, offsets_G1);
 }
 
 }  // namespace moebius::ops

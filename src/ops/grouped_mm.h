@@ -1,8 +1,8 @@
-// Matrix products of rows sorted by group with one weight matrix per group; no autograd. On the CPU the
-// project's own kernel (kernels/api/grouped_gemm.h), which reads gathered rows in place; on CUDA libtorch's
-// grouped product, without host synchronisation in bf16 (in fp32 libtorch goes through the groups one by one,
-// reading their sizes on the host). Rows at or past the last offset are not computed: the result holds
-// anything there, so whoever reads a result must stop at the last offset.
+// Matrix products of rows sorted by group with one weight matrix per group; no autograd. By the project's own
+// kernels (kernels/api/grouped_gemm.h) on the CPU and, in bf16, on Hopper GPUs; elsewhere on CUDA by
+// libtorch's grouped product (in fp32 it goes through the groups one by one, reading their sizes on the host;
+// the others never do). Rows at or past the last offset are not computed: the result holds anything there, so
+// whoever reads a result must stop at the last offset.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,12 +21,25 @@ struct RowOperand {
   int64_t num_rows() const { return index_R.defined() ? index_R.size(0) : tensor.size(0); }
 };
 
-// The row of x_TD for every row of the routing. On the CPU nothing is copied; elsewhere rows are gathered
-// here.
+// The row of x_TD for every row of the routing, in place: a product reads it from there, or copies it where
+// its kernel cannot.
 RowOperand routed_rows(const at::Tensor& x_TD, const Routing& routing);
+
+// The same for a product with `width` columns: copied first where that is the faster way on this device. A
+// product that gathers saves writing and reading the copy and runs slower, more so where the rows are summed
+// over (`summed`, weight gradients). Thresholds measured on an H200: docs/benchmarks/gpu-kernel-notes.md.
+RowOperand routed_rows_for(const at::Tensor& x_TD, const Routing& routing, int64_t width, bool summed);
 
 // (R, N) = a(R, K) x w(G, N, K)^T, in a's dtype.
 at::Tensor grouped_mm(const RowOperand& a_RK, const at::Tensor& w_GNK, const at::Tensor& offsets_G1);
+
+// grouped_mm and the activation of its result (expert_rows.h); `product` is undefined unless kept.
+struct ActivatedProduct {
+  at::Tensor product_RN;  // N: pairs of gate and up
+  at::Tensor act;         // (R, N / 2)
+};
+ActivatedProduct grouped_mm_swiglu(const RowOperand& a_RK, const at::Tensor& w_GNK, const Routing& routing,
+                                   bool keep);
 
 // (R, K) = a(R, N) x w(G, N, K), in a's dtype.
 at::Tensor grouped_mm_input_grad(const RowOperand& a_RN, const at::Tensor& w_GNK,
@@ -36,7 +49,7 @@ at::Tensor grouped_mm_input_grad(const RowOperand& a_RN, const at::Tensor& w_GNK
 at::Tensor grouped_mm_weight_grad(const RowOperand& a_RN, const RowOperand& b_RK,
                                   const at::Tensor& offsets_G1);
 
-// The same products by libtorch's operator, on any device: what CUDA uses. Operands as in grouped_gemm.h,
+// The same products by libtorch's operator, on any device. Operands as in grouped_gemm.h,
 // rows already gathered; contiguous result. In 2-byte types, dims that are no multiple of 8 are filled up
 // with zeros, at the price of copies.
 at::Tensor library_grouped_mm(kernels::GroupedGemmKind kind, const at::Tensor& a, const at::Tensor& b,

@@ -1,7 +1,8 @@
-// Matrix products of the experts on the CPU: G groups of rows, each with its own weight matrix. One group
-// makes it a plain dense product. (On the GPU the products are libtorch's grouped operator; this entry is
-// null there.) Accumulation in fp32 whatever the dtype; bf16 uses the processor's dot-product instruction
-// where it has one. Rows at or past offsets[G] are left unwritten in the outputs that have rows.
+// Matrix products of the experts: G groups of rows, each with its own weight matrix. One group makes it a
+// plain dense product. Accumulation in fp32 whatever the dtype. Rows at or past offsets[G] are left unwritten
+// in the outputs that have rows. On the CPU bf16 uses the processor's dot-product instruction where it has
+// one; on the GPU these are Hopper's kernels (kernels/cuda/grouped_gemm.cu), and what they do not serve goes
+// to libtorch's grouped operator.
 #pragma once
 
 #include "kernels/api/types.h"
@@ -12,8 +13,7 @@ enum class GroupedGemmKind : uint8_t {
   forward,      // out(R, N)    = a(R, K)    x b(G, N, K)^T   per group of rows
   input_grad,   // out(R, K)    = a(R, N)    x b(G, N, K)
   weight_grad,  // out(G, N, K) = a(R, N)^T  x b(R, K)        per group of rows; empty groups give zeros (or
-                // keep
-                //                what is there when accumulating)
+                // keep what is there when accumulating)
 };
 
 struct GroupedGemmArgs {
@@ -34,6 +34,9 @@ struct GroupedGemmArgs {
   bool accumulate;         // add to out instead of overwriting it
   DType dtype;             // of a, b
   DType out_dtype;         // of out
+  // forward on the GPU: (R, N / 2) out, the activation of kernels/api/swiglu.h of the result as rounded to
+  // bf16; out may then be null (not kept). Null: no activation.
+  void* act;
 };
 
 }  // namespace moebius::kernels

@@ -32,7 +32,8 @@ struct KernelTable {
   void (*combine_rows)(const CombineRowsArgs&, Stream);
   void (*attention_forward)(const AttentionForwardArgs&, Stream);    // null on CUDA
   void (*attention_backward)(const AttentionBackwardArgs&, Stream);  // null on CUDA
-  void (*grouped_gemm)(const GroupedGemmArgs&, Stream);              // null on CUDA
+  void (*grouped_gemm)(const GroupedGemmArgs&, Stream);
+  bool (*grouped_gemm_serves)(const GroupedGemmArgs&);  // whether it computes this; null: everything
   void (*cross_entropy)(const CrossEntropyArgs&, Stream);
   void (*adamw)(const AdamWArgs&, Stream);
   void (*adamw_8bit)(const AdamWArgs&, Stream);  // of tensors with scales

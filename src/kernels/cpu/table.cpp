@@ -22,6 +22,7 @@ const KernelTable& cpu_kernels() {
       .attention_forward = cpu::attention_forward,
       .attention_backward = cpu::attention_backward,
       .grouped_gemm = cpu::grouped_gemm,
+      .grouped_gemm_serves = nullptr,
       .cross_entropy = cpu::cross_entropy,
       .adamw = cpu::adamw,
       .adamw_8bit = cpu::adamw_8bit,

@@ -1,15 +1,9 @@
 // Times every CUDA kernel at the sizes of a training step and prints bytes, microseconds and TB/s beside
 // what 4.2 TB/s would take. Not a test: run it by hand on a machine with a GPU. Medians of 20 runs on random
 // data, timed by events.
-#include <cuda_runtime_api.h>
-
-#include <algorithm>
 #include <cstdio>
-#include <functional>
-#include <random>
-#include <vector>
 
-#include "kernels/cuda/check.h"
+#include "kernels/cuda/bench_device.h"
 #include "kernels/cuda/kernels.h"
 
 namespace moebius::kernels::cuda {
@@ -17,65 +11,8 @@ namespace {
 
 constexpr double kCeiling = 4.2e12;
 
-// Device memory with random numbers in [-1, 1) or given integers; only grows, freed at exit by the driver.
-template <class T>
-T* upload(const std::vector<T>& values) {
-  void* data = nullptr;
-  MOEBIUS_CUDA_CHECK(cudaMalloc(&data, values.size() * sizeof(T)));
-  MOEBIUS_CUDA_CHECK(cudaMemcpy(data, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
-  return static_cast<T*>(data);
-}
-
-void* random_values(DType dtype, int64_t count) {
-  constexpr int64_t kPattern = 1 << 22;  // repeated: enough not to compress, quick to make
-  static std::mt19937 random(1);
-  std::vector<uint16_t> halves;
-  std::vector<float> floats;
-  const int64_t part = std::min(count, kPattern);
-  for (int64_t i = 0; i < part; ++i) {
-    const float x = static_cast<float>(static_cast<double>(random()) / 2147483648.0 - 1.0);
-    if (dtype == DType::f32) {
-      floats.push_back(x);
-    } else {
-      uint32_t bits;
-      __builtin_memcpy(&bits, &x, 4);
-      halves.push_back(static_cast<uint16_t>(bits >> 16));
-    }
-  }
-  char* data = nullptr;
-  const int64_t bytes = count * size_of(dtype), step = part * size_of(dtype);
-  MOEBIUS_CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&data), static_cast<size_t>(bytes)));
-  const void* from = dtype == DType::f32 ? static_cast<const void*>(floats.data()) : halves.data();
-  MOEBIUS_CUDA_CHECK(cudaMemcpy(data, from, static_cast<size_t>(step), cudaMemcpyHostToDevice));
-  for (int64_t at = step; at < bytes; at += step)
-    MOEBIUS_CUDA_CHECK(cudaMemcpy(data + at, data, static_cast<size_t>(std::min(step, bytes - at)),
-                                  cudaMemcpyDeviceToDevice));
-  return data;
-}
-float* random_floats(int64_t count) {
-  return static_cast<float*>(random_values(DType::f32, count));
-}
-
 void time_kernel(const char* name, double bytes, const std::function<void(Stream)>& kernel) {
-  static cudaStream_t stream = nullptr;
-  static cudaEvent_t begin = nullptr, end = nullptr;
-  if (stream == nullptr) {
-    MOEBIUS_CUDA_CHECK(cudaStreamCreate(&stream));
-    MOEBIUS_CUDA_CHECK(cudaEventCreate(&begin));
-    MOEBIUS_CUDA_CHECK(cudaEventCreate(&end));
-  }
-  std::vector<float> times;
-  for (int i = 0; i < 23; ++i) {
-    MOEBIUS_CUDA_CHECK(cudaEventRecord(begin, stream));
-    kernel(stream);
-    MOEBIUS_CUDA_CHECK(cudaEventRecord(end, stream));
-    MOEBIUS_CUDA_CHECK(cudaEventSynchronize(end));
-    float ms = 0.0f;
-    MOEBIUS_CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
-    if (i >= 3) times.push_back(ms * 1e3f);
-  }
-  std::sort(times.begin(), times.end());
-  const double us = times[times.size() / 2];
+  const double us = median_us(kernel);
   std::printf("%-34s %9.1f MB %9.1f us %6.2f TB/s  floor %8.1f us\n", name, bytes / 1e6, us, bytes / us / 1e6,
               bytes / kCeiling * 1e6);
   std::fflush(stdout);

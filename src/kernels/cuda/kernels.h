@@ -23,7 +23,7 @@ void adamw(const AdamWArgs& args, Stream stream);
 void adamw_8bit(const AdamWArgs& args, Stream stream);
 void sum_squares(const SumSquaresArgs& args, Stream stream);
 
-// All of them; grouped_gemm is null (libtorch's grouped product serves it).
+// All of them, with those of grouped_gemm.h.
 const KernelTable& cuda_kernels();
 
 }  // namespace moebius::kernels::cuda

@@ -1,3 +1,4 @@
+#include "kernels/cuda/grouped_gemm.h"
 #include "kernels/cuda/kernels.h"
 
 namespace moebius::kernels::cuda {
@@ -19,7 +20,8 @@ const KernelTable& cuda_kernels() {
       .combine_rows = combine_rows,
       .attention_forward = nullptr,
       .attention_backward = nullptr,
-      .grouped_gemm = nullptr,
+      .grouped_gemm = grouped_gemm,
+      .grouped_gemm_serves = grouped_gemm_serves,
       .cross_entropy = cross_entropy,
       .adamw = adamw,
       .adamw_8bit = adamw_8bit,

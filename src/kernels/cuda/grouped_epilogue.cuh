@@ -1,0 +1,138 @@
+// What becomes of the sums of a tile in the grouped product (grouped_kernel.cuh): each warp turns its 16 rows
+// into whole lines through 2 KiB of shared memory of its own and stores the rows that belong to the group.
+#pragma once
+
+#include "kernels/cuda/grouped_kernel.cuh"
+
+namespace moebius::kernels::cuda {
+
+__device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+__device__ __forceinline__ float low_half(uint32_t pair) {
+  return __uint_as_float(pair << 16);
+}
+__device__ __forceinline__ float high_half(uint32_t pair) {
+  return __uint_as_float(pair & 0xffff0000u);
+}
+__device__ __forceinline__ uint4 load_shared(uint32_t at) {
+  uint4 x;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(at)
+               : "memory");
+  return x;
+}
+// Denormals count as 0 here and in the results of both instructions: a fifth of the instructions of __expf
+// and a division.
+__device__ __forceinline__ float sigmoid_of(float x) {
+  float power, inverse;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.4426950408889634f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
+  return inverse;
+}
+
+// 16 rows x 64 columns from the staging area to `out` (pitch in elements; `out` at the chunk's first row and
+// column), the rows below `rows` and columns below `columns`.
+__device__ __forceinline__ void store_chunk(uint32_t staging, __nv_bfloat16* out, int64_t pitch, int rows,
+                                            int columns, bool add, int lane) {
+  const int chunk = lane % 8;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = i * 4 + lane / 8;
+    if (row >= rows || chunk * 8 >= columns) continue;
+    uint4 x = load_shared(staging + row * 128 + ((chunk ^ (row % 8)) * 16));
+    uint4* to = reinterpret_cast<uint4*>(out + row * pitch + chunk * 8);
+    if (add) {
+      const uint4 y = *to;
+      x = {bf16_pair(low_half(x.x) + low_half(y.x), high_half(x.x) + high_half(y.x)),
+           bf16_pair(low_half(x.y) + low_half(y.y), high_half(x.y) + high_half(y.y)),
+           bf16_pair(low_half(x.z) + low_half(y.z), high_half(x.z) + high_half(y.z)),
+           bf16_pair(low_half(x.w) + low_half(y.w), high_half(x.w) + high_half(y.w))};
+    }
+    *to = x;
+  }
+}
+
+// Sums as bf16 pairs: pair 2 j + h holds columns 8 j + 2 (lane % 4) and the next of row lane / 4 + 8 h.
+// Packed before anything else, they leave half of the registers to what follows.
+template <int COLUMNS>
+struct PackedSums {
+  uint32_t at[COLUMNS / 4];
+  __device__ __forceinline__ void pack(const float (&d)[COLUMNS / 2]) {
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 4; ++i) {
+      at[i] = bf16_pair(d[2 * i], d[2 * i + 1]);
+      asm volatile("" : "+r"(at[i]));
+    }
+  }
+};
+
+template <int COLUMNS>
+__device__ __forceinline__ void store_bf16(const PackedSums<COLUMNS>& sums, uint32_t staging,
+                                           __nv_bfloat16* out, int64_t pitch, int rows, int columns, bool add,
+                                           int lane) {
+  const int row = lane % 16, half = lane / 16;
+#pragma unroll
+  for (int c = 0; c < COLUMNS / 64; ++c) {
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < 8; j += 2) {
+      const uint32_t* at = sums.at + 2 * (8 * c + j);
+      store_matrices(staging + row * 128 + (((j + half) ^ (row % 8)) * 16), at[0], at[1], at[2], at[3]);
+    }
+    __syncwarp();
+    store_chunk(staging, out + 64 * c, pitch, rows, columns - 64 * c, add, lane);
+  }
+}
+
+// The same for rows of 32 columns (64 bytes).
+__device__ __forceinline__ void store_half_chunk(uint32_t staging, __nv_bfloat16* out, int64_t pitch,
+                                                 int rows, int columns, int lane) {
+  const int chunk = lane % 4;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = i * 8 + lane / 4;
+    if (row >= rows || chunk * 8 >= columns) continue;
+    *reinterpret_cast<uint4*>(out + row * pitch + chunk * 8) =
+        load_shared(staging + row * 64 + ((chunk ^ ((row / 2) % 4)) * 16));
+  }
+}
+
+// act = silu(gate) * up of the sums, whose neighbouring columns are gate and up. COLUMNS sums
+// give COLUMNS / 2 activations a row, written 32 at a time.
+template <int COLUMNS>
+__device__ __forceinline__ void store_swiglu(const PackedSums<COLUMNS>& sums, uint32_t staging,
+                                             __nv_bfloat16* act, int64_t pitch, int rows, int columns,
+                                             int lane) {
+  const int quarter = lane % 4, odd = quarter % 2;
+  const auto activation = [](uint32_t pair) {
+    const float gate = low_half(pair);
+    return gate * sigmoid_of(gate) * high_half(pair);
+  };
+#pragma unroll
+  for (int c = 0; c < COLUMNS / 64; ++c) {
+    __syncwarp();
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = lane / 4 + 8 * half;
+#pragma unroll
+      for (int j = 0; j < 8; j += 2) {
+        // This lane has activation 4 j + quarter and 4 (j + 1) + quarter; with its neighbour it makes pairs
+        // of one.
+        const uint32_t* at = sums.at + 2 * (8 * c + j) + half;
+        const float low = activation(at[0]), high = activation(at[2]);
+        const float other = __shfl_xor_sync(0xffffffffu, odd ? low : high, 1);
+        const uint32_t pair = odd ? bf16_pair(other, high) : bf16_pair(low, other);
+        const int word = 2 * (j + odd) + quarter / 2;  // of the row's 16
+        const uint32_t to = staging + row * 64 + (((word / 4) ^ ((row / 2) % 4)) * 16) + (word % 4) * 4;
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(pair) : "memory");
+      }
+    }
+    __syncwarp();
+    store_half_chunk(staging, act + 32 * c, pitch, rows, columns - 32 * c, lane);
+  }
+}
+
+}  // namespace moebius::kernels::cuda

@@ -1,0 +1,184 @@
+#include <algorithm>
+#include <array>
+#include <atomic>
+
+#include "kernels/cuda/grouped_gemm.cuh"
+#include "kernels/cuda/grouped_gemm.h"
+#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/launch.cuh"
+
+namespace moebius::kernels::cuda {
+namespace {
+
+using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
+
+EncodeTiled encode_tiled() {
+  static const EncodeTiled kEntry = [] {
+    void* entry = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    MOEBIUS_CUDA_CHECK(
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found));
+    MOEBIUS_CHECK(found == cudaDriverEntryPointSuccess, "the driver has no cuTensorMapEncodeTiled");
+    return reinterpret_cast<EncodeTiled>(entry);
+  }();
+  return kEntry;
+}
+
+// bf16 tensor (depth, rows, width), contiguous; boxes of box_rows x 64 columns.
+CUtensorMap map_of(const void* data, int64_t width, int64_t rows, int64_t depth, int box_rows) {
+  CUtensorMap map;
+  const std::array<cuuint64_t, 3> sizes{static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(rows),
+                                        static_cast<cuuint64_t>(depth)};
+  const std::array<cuuint64_t, 2> strides{static_cast<cuuint64_t>(width * 2),
+                                          static_cast<cuuint64_t>(width * rows * 2)};
+  const std::array<cuuint32_t, 3> box{64, static_cast<cuuint32_t>(box_rows), 1}, steps{1, 1, 1};
+  const CUresult result = encode_tiled()(
+      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(data), sizes.data(), strides.data(),
+      box.data(), steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  MOEBIUS_CHECK(result == CUDA_SUCCESS, "tensor map of ", depth, " x ", rows, " x ", width, ": error ",
+                static_cast<int>(result));
+  return map;
+}
+
+bool is_hopper() {
+  static std::array<std::atomic<int>, 64> known{};
+  int device = 0, major = 0;
+  MOEBIUS_CUDA_CHECK(cudaGetDevice(&device));
+  if (device < 0 || device >= 64) return false;
+  std::atomic<int>& entry = known[static_cast<size_t>(device)];
+  major = entry.load(std::memory_order_relaxed);
+  if (major == 0) {
+    MOEBIUS_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    entry.store(major, std::memory_order_relaxed);
+  }
+  return major == 9;
+}
+
+Epilogue epilogue_of(const GroupedGemmArgs& args) {
+  return args.act != nullptr ? Epilogue::swiglu : Epilogue::store;
+}
+
+Gather gather_of(const GroupedGemmArgs& args) {
+  if (args.a_index != nullptr) return Gather::a;
+  return args.b_index != nullptr ? Gather::b : Gather::none;
+}
+
+GroupedVariants variants_of(GroupedGemmKind kind) {
+  switch (kind) {
+    case GroupedGemmKind::forward:
+      return forward_variants();
+    case GroupedGemmKind::input_grad:
+      return input_grad_variants();
+    case GroupedGemmKind::weight_grad:
+      break;
+  }
+  return weight_grad_variants();
+}
+
+// Rows of each group's output, its columns, and what is summed over (one of rows and sum is ragged: 0).
+struct Extents {
+  int64_t rows, columns, sum;
+};
+Extents extents_of(const GroupedGemmArgs& args) {
+  switch (args.kind) {
+    case GroupedGemmKind::forward:
+      return {0, args.n, args.k};
+    case GroupedGemmKind::input_grad:
+      return {0, args.k, args.n};
+    case GroupedGemmKind::weight_grad:
+      break;
+  }
+  return {args.n, args.k, 0};
+}
+
+bool aligned(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
+
+}  // namespace
+
+const char* name_of(const GroupedVariant& variant) {
+  return variant.name;
+}
+
+std::vector<const GroupedVariant*> grouped_variants(const GroupedGemmArgs& args) {
+  const Epilogue epilogue = epilogue_of(args);
+  const Gather gather = gather_of(args);
+  std::vector<const GroupedVariant*> found;
+  const GroupedVariants all = variants_of(args.kind);
+  for (const GroupedVariant* v = all.begin; v != all.end; ++v)
+    if (v->epilogue == epilogue && v->gather == gather && args.num_groups <= v->max_groups)
+      found.push_back(v);
+  const Extents size = extents_of(args);
+  const double sum = size.sum > 0 ? static_cast<double>(size.sum)
+                                  : static_cast<double>(args.num_rows) / static_cast<double>(args.num_groups);
+  const bool gathers = args.kind == GroupedGemmKind::weight_grad && gather != Gather::none;
+  const auto time = [&](const GroupedVariant* v) {
+    return relative_time(v->tile.columns, v->pingpong, size.columns, sum, gathers);
+  };
+  std::stable_sort(found.begin(), found.end(),
+                   [&](const auto* x, const auto* y) { return time(x) < time(y); });
+  return found;
+}
+
+bool grouped_gemm_serves(const GroupedGemmArgs& args) {
+  if (args.dtype != DType::bf16 || args.out_dtype != DType::bf16 || args.offsets == nullptr ||
+      args.n % 8 != 0 || args.k % 8 != 0 || args.n == 0 || args.k == 0 || args.num_rows == 0 ||
+      args.num_rows > INT32_MAX / 2 || args.num_groups == 0)
+    return false;
+  if (args.act != nullptr && args.n % 16 != 0) return false;
+  for (const void* p :
+       {args.a, args.b, static_cast<const void*>(args.out), static_cast<const void*>(args.act)})
+    if (!aligned(p)) return false;
+  const Extents size = extents_of(args);
+  const int64_t most_tiles =
+      ceil_div(size.columns, 128) * (size.rows > 0 ? ceil_div(size.rows, 128) * args.num_groups
+                                                   : ceil_div(args.num_rows, 128) + args.num_groups);
+  return most_tiles < INT32_MAX / 2 && is_hopper() && !grouped_variants(args).empty();
+}
+
+void run_variant(const GroupedVariant& v, const GroupedGemmArgs& args, Stream stream) {
+  const Extents size = extents_of(args);
+  const bool ragged_sum = args.kind == GroupedGemmKind::weight_grad;
+  GroupedKernelParams p{};
+  p.tiles.tile = v.tile;
+  p.tiles.ragged_sum = ragged_sum;
+  p.tiles.rows = static_cast<int32_t>(size.rows);
+  p.tiles.columns = static_cast<int32_t>(size.columns);
+  // The side with fewer tiles is walked first, so that what is in flight shares most.
+  const int64_t row_tiles =
+      ceil_div(ragged_sum ? size.rows : ceil_div(args.num_rows, args.num_groups), p.tiles.tile.rows);
+  p.tiles.rows_first = row_tiles <= ceil_div(size.columns, p.tiles.tile.columns);
+  p.offsets = args.offsets;
+  p.num_groups = static_cast<int32_t>(args.num_groups);
+  p.sum = static_cast<int32_t>(size.sum);
+  p.accumulate = args.accumulate;
+  p.out = static_cast<bf16*>(args.out);
+  p.act = static_cast<bf16*>(args.act);
+
+  const int64_t width_a = args.kind == GroupedGemmKind::forward ? args.k : args.n;
+  if (v.gather != Gather::a) p.a = map_of(args.a, width_a, args.num_rows, 1, ragged_sum ? 64 : 128);
+  if (args.kind == GroupedGemmKind::forward) {
+    p.b = map_of(args.b, args.k, args.n, args.num_groups, v.tile.columns);
+  } else if (v.gather != Gather::b) {
+    p.b = ragged_sum ? map_of(args.b, args.k, args.num_rows, 1, 64)
+                     : map_of(args.b, args.k, args.n, args.num_groups, 64);
+  }
+  if (v.gather != Gather::none) {
+    const bool is_a = v.gather == Gather::a;
+    p.src = static_cast<const bf16*>(is_a ? args.a : args.b);
+    p.index = is_a ? args.a_index : args.b_index;
+    p.divisor = fast_divisor(args.index_divisor);
+    p.src_width = static_cast<int32_t>(is_a ? width_a : args.k);
+  }
+  v.launch(p, cuda_stream(stream));
+}
+
+void grouped_gemm(const GroupedGemmArgs& args, Stream stream) {
+  const std::vector<const GroupedVariant*> variants = grouped_variants(args);
+  MOEBIUS_CHECK(!variants.empty(), "no kernel for this grouped product");
+  run_variant(*variants.front(), args, stream);
+}
+
+}  // namespace moebius::kernels::cuda

@@ -1,0 +1,185 @@
+// The multiplying side of the grouped product and the kernel itself (see grouped_kernel.cuh).
+#pragma once
+
+#include "kernels/cuda/grouped_epilogue.cuh"
+#include "kernels/cuda/grouped_kernel.cuh"
+
+namespace moebius::kernels::cuda {
+
+// The sums of one 64-row part become results. `row`: its first row in the group.
+template <class K>
+__device__ __forceinline__ void finish_part(const Block<K>& b, const PackedSums<K::kColumns>& sums,
+                                            uint32_t staging, const RowRange& group_rows, int32_t group,
+                                            int32_t row, int32_t column, int warp, int lane) {
+  const GroupedKernelParams& p = b.p;
+  const int32_t width = p.tiles.columns;
+  row += 16 * warp;
+  const int rows = (K::kRaggedSum ? p.tiles.rows : group_rows.end - group_rows.begin) - row,
+            columns = width - column;
+  if (rows <= 0 || columns <= 0) return;
+  const int64_t first_row = K::kRaggedSum ? static_cast<int64_t>(group) * p.tiles.rows + row
+                                          : static_cast<int64_t>(group_rows.begin) + row;
+  if (K::kEpilogue == Epilogue::store || p.out != nullptr)
+    store_bf16<K::kColumns>(sums, staging, p.out + first_row * width + column, width, rows, columns,
+                            K::kEpilogue == Epilogue::store && p.accumulate, lane);
+  if constexpr (K::kEpilogue == Epilogue::swiglu)
+    store_swiglu<K::kColumns>(sums, staging, p.act + first_row * (width / 2) + column / 2, width / 2, rows,
+                              columns / 2, lane);
+}
+
+template <class K>
+__device__ __forceinline__ void multiply_tiles(const Block<K>& b, int worker, int thread) {
+  using Instruction = Wgmma<K::kColumns, K::kTransA, K::kTransB>;
+  constexpr uint32_t kStepA = (K::kTransA ? 2048 : 32) >> 4, kStepB = (K::kTransB ? 2048 : 32) >> 4;
+  const int warp = thread / 32, lane = thread % 32;
+  const uint32_t staging = b.staging + (worker * 4 + warp) * 2048;
+  const uint64_t first_a = operand(b.stage_a(0) + (K::kPingpong ? 0 : worker * 8192), 8192, 1024);
+  const uint64_t first_b = operand(b.stage_b(0), 8192, 1024);
+  const auto release = [&](int stage) {
+    if (lane == 0) barrier_arrive(b.empty + 8 * stage);
+  };
+  Ring<K> ring;
+  int32_t group = 0, turn = 0;
+  for (int32_t number = b.first; number < b.count; number += b.step, turn ^= 1) {
+    const TilePlace tile = uniform(tile_at(b.p.tiles, b.starts, number, group));
+    group = tile.group;
+    const RowRange rows = uniform(b.rows_of(group));
+    const int32_t depth = b.depth_of(rows);
+    if (K::kPingpong && turn != worker) {
+      ring.skip(depth);
+      continue;
+    }
+    float sums[K::kHalves][K::kColumns / 2];
+#pragma unroll
+    for (int h = 0; h < K::kHalves; ++h) {
+#pragma unroll
+      for (int i = 0; i < K::kColumns / 2; ++i) sums[h][i] = 0.0f;
+    }
+    // The two take turns: beginning before the other has waited for all its stages, this one would take an
+    // older turn of the ring for its own, the parities being equal.
+    constexpr int kTurn = 3;
+    if (K::kPingpong && number != b.first) group_sync(kTurn + worker, 256);
+    const auto pass_on = [&] {
+      if (K::kPingpong && number + b.step < b.count) group_arrive(kTurn + 1 - worker, 256);
+    };
+    // Multiplies the stage that the ring stands at, without waiting for the result.
+    const auto multiply = [&](int32_t d) {
+      barrier_wait(b.full + 8 * ring.stage, ring.parity);
+      if constexpr (K::kRaggedSum && K::kGather != Gather::none) fence_async_proxy();
+      if constexpr (K::kRaggedSum) {
+        const int valid = rows.end - rows.begin - d * K::kDepth;
+        if (valid < K::kDepth) {
+          zero_rows<K>(b.stage_a(ring.stage), valid, thread, 128);
+          group_sync(1 + worker, 128);
+        }
+      }
+      const uint64_t from_a = first_a + ring.stage * (K::kStageBytes >> 4);
+      const uint64_t from_b = first_b + ring.stage * (K::kStageBytes >> 4);
+#pragma unroll
+      for (int h = 0; h < K::kHalves; ++h) fence_registers(sums[h]);
+      wgmma_fence();
+#pragma unroll
+      for (int s = 0; s < K::kDepth / 16; ++s) {
+#pragma unroll
+        for (int h = 0; h < K::kHalves; ++h)
+          Instruction::issue(sums[h], from_a + h * (8192 >> 4) + s * kStepA, from_b + s * kStepB, 1);
+      }
+      wgmma_commit();
+#pragma unroll
+      for (int h = 0; h < K::kHalves; ++h) fence_registers(sums[h]);
+    };
+    if (depth > 0) {
+      multiply(0);
+      int previous = ring.stage;
+      ring.next();
+      for (int32_t d = 1; d < depth; ++d, ring.next()) {
+        multiply(d);
+        wgmma_wait<1>();
+        release(previous);
+        previous = ring.stage;
+      }
+      pass_on();
+      wgmma_wait<0>();
+#pragma unroll
+      for (int h = 0; h < K::kHalves; ++h) fence_registers(sums[h]);
+      release(previous);
+    } else {
+      pass_on();
+    }
+    const int32_t row = tile.row_tile * K::kRows + (K::kPingpong ? 0 : 64 * worker);
+    const int32_t column = tile.column_tile * K::kColumns;
+    PackedSums<K::kColumns> packed[K::kHalves];
+#pragma unroll
+    for (int h = 0; h < K::kHalves; ++h) packed[h].pack(sums[h]);
+#pragma unroll
+    for (int h = 0; h < K::kHalves; ++h)
+      finish_part<K>(b, packed[h], staging, rows, group, row + 64 * h, column, warp, lane);
+  }
+}
+
+// starts[g]: tiles of the groups before g, by one warp.
+__device__ __forceinline__ void number_tiles(const GroupedKernelParams& p, int32_t* starts, int lane) {
+  const int per_lane = (p.num_groups + 31) / 32;
+  const int first = lane * per_lane, last = first + per_lane < p.num_groups ? first + per_lane : p.num_groups;
+  int32_t own = 0;
+  for (int g = first; g < last; ++g)
+    own += tiles_of_group(p.tiles, __ldg(p.offsets + g + 1) - __ldg(p.offsets + g));
+  int32_t sum = own;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int32_t other = __shfl_up_sync(0xffffffffu, sum, step);
+    if (lane >= step) sum += other;
+  }
+  int32_t at = sum - own;
+  for (int g = first; g < last; ++g) {
+    starts[g] = at;
+    at += tiles_of_group(p.tiles, __ldg(p.offsets + g + 1) - __ldg(p.offsets + g));
+  }
+  if (lane == 31) starts[p.num_groups] = sum;
+}
+
+template <class K>
+__global__ void __launch_bounds__(K::kThreads, 1)
+    grouped_kernel(const __grid_constant__ GroupedKernelParams p) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)  // for other machine code it stays empty; is_hopper() keeps it from
+                                        // being launched
+  extern __shared__ char shared[];
+  const uint32_t base = (shared_address(shared) + 1023) / 1024 * 1024;
+  const uint32_t staging = base + K::kStages * K::kStageBytes, full = staging + K::kStagingBytes;
+  const uint32_t empty = full + 8 * K::kStages;
+  int32_t* starts = reinterpret_cast<int32_t*>(shared + (full + 256 - shared_address(shared)));
+  const int thread = static_cast<int>(threadIdx.x), worker = uniform(thread / 128);
+  if (thread < 32) number_tiles(p, starts, thread);
+  if (thread == 32) {
+    for (int s = 0; s < K::kStages; ++s) {
+      barrier_init(full + 8 * s, K::kGather == Gather::none ? 1 : 129);
+      barrier_init(empty + 8 * s, K::kConsumerArrivals);
+    }
+    barrier_init_fence();
+  }
+  __syncthreads();
+  const Block<K> block{p,
+                       base,
+                       staging,
+                       full,
+                       empty,
+                       starts,
+                       static_cast<int32_t>(blockIdx.x),
+                       static_cast<int32_t>(gridDim.x),
+                       uniform(starts[p.num_groups])};
+  if (worker == 0) {
+    if constexpr (K::kGather == Gather::none) {
+      fewer_registers<40>();
+      if (thread < 32) copy_tiles(block, thread);
+    } else {
+      fewer_registers<56>();
+      gather_tiles(block, thread);
+    }
+  } else {
+    more_registers<K::kGather == Gather::none ? 232 : 224>();
+    multiply_tiles(block, worker - 1, thread % 128);
+  }
+#endif
+}
+
+}  // namespace moebius::kernels::cuda
