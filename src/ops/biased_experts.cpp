@@ -114,14 +114,15 @@ class BiasedExpertFfn : public torch::autograd::Function<BiasedExpertFfn> {
         saved[10].defined() ? saved[10]
                             : pre_activation(x_TD, gate_up_E2FD, gate_up_bias_E2F, expert_R, routing);
 
-    const RowOperand grad_y_rows = routed_rows(grad_y_TD, routing);
+    const RowOperand grad_y_rows = routed_rows_for(grad_y_TD, routing, down_EDF.size(2), true);
     const RowActivationGrads act =
         activation_backward(gate_up_R2F, grouped_mm_input_grad(grad_y_rows, down_EDF, offsets_E1),
                             slots_to_rows(weights_TK, routing), form, routing);
     const RowOperand grad_gate_up_rows{act.gate_up_R2F, {}, 1};
     variable_list result(11);
     result[0] = combine_rows(grouped_mm_input_grad(grad_gate_up_rows, gate_up_E2FD, offsets_E1), {}, routing);
-    result[1] = grouped_mm_weight_grad(grad_gate_up_rows, routed_rows(x_TD, routing), offsets_E1);
+    result[1] = grouped_mm_weight_grad(
+        grad_gate_up_rows, routed_rows_for(x_TD, routing, gate_up_E2FD.size(1), true), offsets_E1);
     result[2] = grouped_mm_weight_grad(grad_y_rows, {act.act_scaled_RF, {}, 1}, offsets_E1);
     if (gate_up_bias_E2F.defined()) {
       const at::Tensor in_use_R1 = order_R.ge(0).unsqueeze(1);
