@@ -173,6 +173,12 @@ void AtomicFile::write(const void* data, size_t num_bytes) {
     next += count;
     num_bytes -= static_cast<size_t>(count);
   }
+  // Large files go to the disk while they are written; else commit() would begin with all of it.
+  constexpr int64_t kSendBytes = int64_t{64} << 20;
+  if (written_bytes_ - sent_bytes_ >= kSendBytes) {
+    ::sync_file_range(fd_, sent_bytes_, written_bytes_ - sent_bytes_, SYNC_FILE_RANGE_WRITE);  // a hint
+    sent_bytes_ = written_bytes_;
+  }
 }
 
 void AtomicFile::commit() {
@@ -224,6 +230,24 @@ void MappedFile::advise(Access access) const {
                      : access == Access::kRandom   ? MADV_RANDOM
                                                    : MADV_NORMAL;
   ::madvise(const_cast<void*>(data_), size_, advice);  // a hint: its failure changes nothing
+}
+
+// Whole pages only: those that the part touches, or (MADV_DONTNEED) those that lie inside it.
+void MappedFile::advise_part(size_t begin, size_t end, int advice) const {
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  if (advice == MADV_DONTNEED) begin += page - 1;
+  begin = begin / page * page;
+  if (advice == MADV_DONTNEED) end = end == size_ ? end : end / page * page;
+  if (data_ == nullptr || begin >= end) return;
+  ::madvise(static_cast<char*>(const_cast<void*>(data_)) + begin, end - begin, advice);
+}
+
+void MappedFile::will_read(size_t begin, size_t num_bytes) const {
+  advise_part(begin, begin + num_bytes, MADV_WILLNEED);
+}
+
+void MappedFile::was_read(size_t begin, size_t num_bytes) const {
+  advise_part(begin, begin + num_bytes, MADV_DONTNEED);
 }
 
 void make_folders(const fs::path& folder) {

@@ -40,6 +40,7 @@ class AtomicFile {
   std::filesystem::path path_, temporary_;
   int fd_ = -1;
   int64_t expected_bytes_, written_bytes_ = 0;
+  int64_t sent_bytes_ = 0;  // to the disk
 };
 
 void write_file_atomic(const std::filesystem::path& path, std::string_view contents);
@@ -62,8 +63,14 @@ class MappedFile {
   size_t size() const { return size_; }
   const std::filesystem::path& path() const { return path_; }
   void advise(Access access) const;
+  // Hints for a part: it is read next, so that the disk may begin; it will not be read again soon, so that
+  // its pages need not count as this process's memory.
+  void will_read(size_t begin, size_t num_bytes) const;
+  void was_read(size_t begin, size_t num_bytes) const;
 
  private:
+  void advise_part(size_t begin, size_t end, int advice) const;
+
   std::filesystem::path path_;
   const void* data_ = nullptr;
   size_t size_ = 0;

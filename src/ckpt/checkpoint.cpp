@@ -1,5 +1,7 @@
 #include "ckpt/checkpoint.h"
 
+#include <ATen/ops/from_blob.h>
+
 #include <algorithm>
 #include <set>
 #include <system_error>
@@ -224,7 +226,7 @@ bool Checkpoint::has_group(std::string_view name) const {
                      [&](const ManifestGroup& group) { return group.name == name; });
 }
 
-void Checkpoint::load(std::span<const TensorGroup> groups) const {
+std::vector<std::vector<const ManifestTensor*>> Checkpoint::match(std::span<const TensorGroup> groups) const {
   std::vector<std::string> problems;
   std::vector<std::vector<const ManifestTensor*>> sources;
   for (const TensorGroup& group : groups) sources.push_back(match_group(state_->manifest, group, problems));
@@ -235,6 +237,11 @@ void Checkpoint::load(std::span<const TensorGroup> groups) const {
                      ". Use the configuration that it was saved with (stored in its ", kManifestFile,
                      "), or start another run folder");
   }
+  return sources;
+}
+
+void Checkpoint::load(std::span<const TensorGroup> groups) const {
+  const auto sources = match(groups);
   for (size_t g = 0; g < groups.size(); ++g) {
     for (size_t i = 0; i < groups[g].tensors.size(); ++i) {
       const ManifestTensor& source = *sources[g][i];
@@ -242,6 +249,20 @@ void Checkpoint::load(std::span<const TensorGroup> groups) const {
                                                     source.offset, source.spec.num_bytes().value()));
     }
   }
+}
+
+std::vector<at::Tensor> Checkpoint::mapped(const TensorGroup& group) const {
+  const auto sources = match({&group, 1});
+  std::vector<at::Tensor> tensors;
+  for (const ManifestTensor* const source : sources.front()) {
+    const auto bytes =
+        state_->shards[source->shard].bytes().subspan(source->offset, source->spec.num_bytes().value());
+    // from_blob has no const form.
+    tensors.push_back(at::from_blob(
+        const_cast<std::byte*>(bytes.data()), source->spec.shape, [state = state_](void*) {},
+        at::TensorOptions().dtype(scalar_type_of(source->spec.dtype))));
+  }
+  return tensors;
 }
 
 namespace {

@@ -68,10 +68,17 @@ class Checkpoint {
   // been changed. Saved groups that are not asked for are left alone. Autograd does not see the copies.
   void load(std::span<const TensorGroup> groups) const;
 
+  // The saved values of a group as CPU tensors on the memory maps, in the order of its tensors, which are
+  // looked at as by load(). Only to be read: a write ends the process. They stay valid behind this object's
+  // end.
+  std::vector<at::Tensor> mapped(const TensorGroup& group) const;
+
  private:
   struct State;
   explicit Checkpoint(std::unique_ptr<State> state);
-  std::unique_ptr<State> state_;
+  // Where the values of each group lie; UserError for what does not fit.
+  std::vector<std::vector<const ManifestTensor*>> match(std::span<const TensorGroup> groups) const;
+  std::shared_ptr<const State> state_;
 };
 
 // The newest checkpoint of a run, verified; nullopt when the run has none. When the newest is broken:

@@ -22,10 +22,12 @@ struct DTypeRow {
   size_t bytes;
 };
 constexpr std::array kDTypes = {
-    DTypeRow{DType::f64, "F64", 8},      DTypeRow{DType::f32, "F32", 4}, DTypeRow{DType::f16, "F16", 2},
-    DTypeRow{DType::bf16, "BF16", 2},    DTypeRow{DType::i64, "I64", 8}, DTypeRow{DType::i32, "I32", 4},
-    DTypeRow{DType::i16, "I16", 2},      DTypeRow{DType::i8, "I8", 1},   DTypeRow{DType::u8, "U8", 1},
-    DTypeRow{DType::boolean, "BOOL", 1},
+    DTypeRow{DType::f64, "F64", 8},         DTypeRow{DType::f32, "F32", 4},
+    DTypeRow{DType::f16, "F16", 2},         DTypeRow{DType::bf16, "BF16", 2},
+    DTypeRow{DType::i64, "I64", 8},         DTypeRow{DType::i32, "I32", 4},
+    DTypeRow{DType::i16, "I16", 2},         DTypeRow{DType::i8, "I8", 1},
+    DTypeRow{DType::u8, "U8", 1},           DTypeRow{DType::boolean, "BOOL", 1},
+    DTypeRow{DType::f8_e4m3, "F8_E4M3", 1},
 };
 
 const DTypeRow& row_of(DType dtype) {

@@ -19,7 +19,7 @@
 
 namespace moebius::ckpt {
 
-enum class DType : uint8_t { f64, f32, f16, bf16, i64, i32, i16, i8, u8, boolean };
+enum class DType : uint8_t { f64, f32, f16, bf16, i64, i32, i16, i8, u8, boolean, f8_e4m3 };
 
 size_t item_bytes(DType dtype);
 std::string_view dtype_name(DType dtype);  // as in the file: "F64", "BF16", "BOOL"

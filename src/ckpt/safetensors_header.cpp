@@ -103,8 +103,9 @@ class HeaderEvents : public nlohmann::json_sax<nlohmann::json> {
     if (state_ == State::dtype_value) {
       const std::optional<DType> dtype = dtype_from_name(text);
       if (!dtype) {
-        throw_user_error(where(), ": dtype ", in_quotes(text),
-                         " is not known; expected F64, F32, F16, BF16, I64, I32, I16, I8, U8 or BOOL");
+        throw_user_error(
+            where(), ": dtype ", in_quotes(text),
+            " is not known; expected F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL or F8_E4M3");
       }
       tensor().spec.dtype = *dtype;
       state_ = State::tensor;

@@ -59,6 +59,8 @@ at::ScalarType scalar_type_of(DType dtype) {
       return at::kByte;
     case DType::boolean:
       return at::kBool;
+    case DType::f8_e4m3:
+      return at::kFloat8_e4m3fn;
   }
   return at::kByte;
 }

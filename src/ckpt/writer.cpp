@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <future>
 #include <map>
 #include <numeric>
 #include <system_error>
@@ -107,17 +108,44 @@ Plan make_plan(const CheckpointMeta& meta, std::span<const PendingGroup> groups,
   return plan;
 }
 
+// Prepares each tensor while the one before it is written. Both know the same order.
+class Ahead {
+ public:
+  explicit Ahead(const std::vector<PlannedShard>& shards) {
+    for (const PlannedShard& shard : shards)
+      for (const PendingTensor* tensor : shard.tensors) tensors_.push_back(tensor);
+    begin_next();
+  }
+
+  // Returns when the next tensor is ready; the one behind it is begun.
+  void next() {
+    if (preparing_.valid()) preparing_.get();
+    begin_next();
+  }
+
+ private:
+  void begin_next() {
+    if (begun_ == tensors_.size()) return;
+    const PendingTensor* const tensor = tensors_[begun_++];
+    if (tensor->prepare) preparing_ = std::async(std::launch::async, tensor->prepare);
+  }
+
+  std::vector<const PendingTensor*> tensors_;
+  size_t begun_ = 0;
+  std::future<void> preparing_;  // its destructor waits
+};
+
 // Returns the checksum of the whole file.
-uint64_t write_shard(const fs::path& path, const PlannedShard& shard) {
+uint64_t write_shard(const fs::path& path, const PlannedShard& shard, Ahead& ahead) {
   AtomicFile file(path, static_cast<int64_t>(shard.layout.file_bytes));
   Hasher hasher;
   std::string gathered;  // small pieces travel together
-  constexpr size_t kGatherBytes = size_t{1} << 18;
+  constexpr size_t kGatherBytes = size_t{1} << 18, kPartBytes = size_t{1} << 20;
   const auto flush = [&] {
     file.write(gathered);
     gathered.clear();
   };
-  const ByteSink sink = [&](std::span<const std::byte> bytes) {
+  const auto put = [&](std::span<const std::byte> bytes) {
     hasher.update(bytes);
     if (gathered.size() + bytes.size() > kGatherBytes) flush();
     if (bytes.size() >= kGatherBytes) {
@@ -126,9 +154,15 @@ uint64_t write_shard(const fs::path& path, const PlannedShard& shard) {
       gathered.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     }
   };
+  // Large pieces in parts that are still in the cache when, behind the checksum, they are written.
+  const ByteSink sink = [&](std::span<const std::byte> bytes) {
+    for (; bytes.size() > kPartBytes; bytes = bytes.subspan(kPartBytes)) put(bytes.first(kPartBytes));
+    put(bytes);
+  };
   sink(std::as_bytes(std::span(shard.layout.head)));
   for (size_t i = 0; i < shard.tensors.size(); ++i) {
     uint64_t emitted = 0;
+    ahead.next();
     shard.tensors[i]->emit([&](std::span<const std::byte> bytes) {
       emitted += bytes.size();
       sink(bytes);
@@ -175,8 +209,10 @@ fs::path write_checkpoint(const fs::path& run_dir, const CheckpointMeta& meta,
                           concat(".tmp-", target.filename().string().substr(5), "-", ::getpid())};
     remove_tree(unfinished.path);
     make_folders(unfinished.path);
+    Ahead ahead(plan.shards);
     for (size_t i = 0; i < plan.shards.size(); ++i) {
-      plan.manifest.shards[i].xxh3 = write_shard(unfinished.path / plan.shards[i].file, plan.shards[i]);
+      plan.manifest.shards[i].xxh3 =
+          write_shard(unfinished.path / plan.shards[i].file, plan.shards[i], ahead);
     }
     const std::string manifest = manifest_text(plan.manifest);
     if (manifest.size() > kMaxManifestBytes) {

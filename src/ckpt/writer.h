@@ -35,6 +35,9 @@ struct PendingTensor {
   TensorSpec spec;
   // Hands the tensor's bytes to the sink in order, in pieces of any size. Called once.
   std::function<void(const ByteSink&)> emit;
+  // Called once before emit, on another thread while the tensor before is being written, for what takes time.
+  // One at a time, in the order of writing. May be empty.
+  std::function<void()> prepare = {};
 };
 
 struct PendingGroup {

@@ -57,6 +57,7 @@ void run_generate(const GenerateArguments& arguments) {
   options.prompt = arguments.prompt_file.empty() ? arguments.prompt : read_file(arguments.prompt_file);
   if (!arguments.chat.empty()) options.prompt = chat_prompt(arguments, model);
   options.generate.use_cache = !arguments.no_cache;
+  options.end_ids = train::carried_end_ids(model.run_dir(), model.config.model.vocab);
 
   const InterruptGuard interrupts;  // Ctrl-C ends the text, not the line it stands in
   if (arguments.chat.empty()) std::cout << options.prompt << std::flush;  // of a chat the answer alone

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "ckpt/hf/export.h"
 #include "ckpt/hf/import.h"
+#include "ckpt/text.h"
 #include "config/dump.h"
 #include "config/load.h"
 #include "moe/moe_feed_forward.h"
@@ -50,7 +51,7 @@ std::string starting_config(config::RunConfig config, const fs::path& run_dir) {
 }  // namespace
 
 FromHfResult convert_from_hf(const FromHfOptions& options) {
-  hf::ModelFolder folder = hf::ModelFolder::open(options.from);
+  const hf::ModelFolder folder = hf::ModelFolder::open(options.from);
   const hf::ImportPlan plan = hf::plan_import(folder);
   FromHfResult result;
   result.architecture = plan.family->architecture;
@@ -59,13 +60,15 @@ FromHfResult convert_from_hf(const FromHfOptions& options) {
 
   NewFolder out(options.to);
   const std::unique_ptr<nn::Decoder> decoder = moe::make_decoder(result.config.model);
-  decoder->params().allocate(dtype_of(result.config.train.precision), at::kCPU);
-  hf::ImportResult imported = hf::import_weights(plan, folder, decoder->params(), options.progress);
-  result.num_bytes = imported.num_bytes;
-  result.non_finite = std::move(imported.non_finite);
   result.num_parameters = decoder->params().num_elements();
+  const std::vector<std::string> differing = hf::differing_copies(plan, folder);
+  if (!differing.empty())
+    result.notes.push_back(
+        concat("left out, because the model has one parameter for them and what they should be "
+               "copies of, and the values differ: ",
+               ckpt::names_text(differing)));
 
-  hf::write_carried(folder, carried_folder(out.path()));
+  hf::write_carried(plan, folder, carried_folder(out.path()));
   if (!result.config.data.synthetic) {
     const std::string& name = result.config.data.tokenizer;
     write_file_atomic(out.path() / name, read_file(options.from / name));
@@ -74,16 +77,20 @@ FromHfResult convert_from_hf(const FromHfOptions& options) {
   }
   ckpt::CheckpointMeta meta;
   meta.config = config::dump(result.config, config::DumpStyle::kMinimal);
-  const std::vector<ckpt::TensorGroup> groups{model_group(*decoder)};
-  ckpt::save_checkpoint(out.path(), meta, groups, {});
+  hf::ImportStream stream(plan, folder, decoder->params(), dtype_of(result.config.train.precision),
+                          options.progress);
+  const std::vector<ckpt::PendingGroup> groups{stream.group(kModelGroup)};
+  ckpt::write_checkpoint(out.path(), meta, groups, {});
+  result.num_bytes = stream.result().num_bytes;
+  result.non_finite = stream.result().non_finite;
   write_file_atomic(out.path() / "config.toml", starting_config(result.config, out.final_path()));
   out.publish();
   return result;
 }
 
 ToHfResult convert_to_hf(const ToHfOptions& options) {
-  const LoadedModel loaded = load_model(options.from, at::kCPU, false);
-  const fs::path run_dir = fs::absolute(loaded.checkpoint).parent_path().parent_path();
+  const LoadedModel loaded = map_model(options.from);
+  const fs::path run_dir = loaded.run_dir();
   hf::ExportOptions out;
   out.family = options.family;
   out.shard_bytes = options.shard_bytes;
@@ -116,7 +123,7 @@ UpcycleResult convert_upcycle(const UpcycleOptions& options) {
   routed->params().initialise(static_cast<uint64_t>(options.seed));
   moe::upcycle(dense.decoder->params(), routed->params());
 
-  const fs::path run_dir = fs::absolute(dense.checkpoint).parent_path().parent_path();
+  const fs::path run_dir = dense.run_dir();
   const auto copy = [&](const fs::path& file) {
     write_file_atomic(out.path() / file.filename(), read_file(file));
   };

@@ -30,7 +30,7 @@ struct FromHfResult {
 
 // Makes a run folder out of a model folder: a checkpoint of step 0, a config.toml with which training goes on
 // from it, the tokenizer, and in hf/ the files that an export gives back. The run folder appears when it is
-// complete. Host memory: the model in its precision and one file of the source.
+// complete. Host memory: the two largest parameters, and what the system keeps of the source's files.
 FromHfResult convert_from_hf(const FromHfOptions& options);
 
 struct ToHfOptions {

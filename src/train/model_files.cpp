@@ -5,6 +5,8 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/file.h"
+#include "ckpt/hf/json_reader.h"
 #include "config/dump.h"
 #include "config/load.h"
 #include "moe/moe_feed_forward.h"
@@ -66,6 +68,25 @@ std::filesystem::path carried_folder(const std::filesystem::path& run_dir) {
   return run_dir / "hf";
 }
 
+std::vector<int64_t> carried_end_ids(const std::filesystem::path& run_dir, int64_t vocab) {
+  for (const char* const name : {"generation_config.json", "config.json"}) {
+    const std::filesystem::path path = carried_folder(run_dir) / name;
+    if (!std::filesystem::exists(path)) continue;
+    const nlohmann::json json = ckpt::hf::JsonReader::parse(read_file(path), path.string());
+    const ckpt::hf::JsonReader reader(json, path.string());
+    constexpr char kField[] = "eos_token_id";
+    if (!reader.has(kField)) continue;
+    const std::vector<int64_t> ids =
+        json[kField].is_array() ? reader.integers(kField) : std::vector<int64_t>{reader.integer(kField)};
+    for (const int64_t id : ids)
+      if (id < 0 || id >= vocab)
+        throw_user_error(path.string(), ": ", kField, " names the token ", id, ", but the vocabulary has ",
+                         vocab, "; correct the file");
+    return ids;
+  }
+  return {};
+}
+
 std::filesystem::path load_initial_weights(const config::RunConfig& config, nn::Decoder& decoder) {
   const std::string& source = config.train.initial_weights;
   LoadedModel loaded = load_model(source, at::kCPU, false);
@@ -97,8 +118,10 @@ ckpt::TensorGroup model_group(nn::Decoder& decoder) {
   return group;
 }
 
-LoadedModel load_model(const std::filesystem::path& path, at::Device device, bool with_tokenizer) {
-  const ckpt::Checkpoint checkpoint = ckpt::open_run_or_checkpoint(path);
+namespace {
+
+// All but the values of the parameters.
+LoadedModel described_model(const ckpt::Checkpoint& checkpoint, at::Device device, bool with_tokenizer) {
   LoadedModel loaded;
   loaded.config =
       config::parse_run_config(checkpoint.config(), (checkpoint.path() / "manifest.json").string());
@@ -109,8 +132,30 @@ LoadedModel load_model(const std::filesystem::path& path, at::Device device, boo
   loaded.config.model.vocab = vocabulary(loaded.config, loaded.tokenizer.get());
   loaded.decoder = allocated(loaded.config, device);
   for (nn::Param& param : loaded.decoder->params().params()) param.value.set_requires_grad(false);
+  return loaded;
+}
+
+}  // namespace
+
+std::filesystem::path LoadedModel::run_dir() const {
+  return std::filesystem::absolute(checkpoint).parent_path().parent_path();
+}
+
+LoadedModel load_model(const std::filesystem::path& path, at::Device device, bool with_tokenizer) {
+  const ckpt::Checkpoint checkpoint = ckpt::open_run_or_checkpoint(path);
+  LoadedModel loaded = described_model(checkpoint, device, with_tokenizer);
   const std::vector<ckpt::TensorGroup> groups{model_group(*loaded.decoder)};
   checkpoint.load(groups);
+  return loaded;
+}
+
+LoadedModel map_model(const std::filesystem::path& path) {
+  const ckpt::Checkpoint checkpoint = ckpt::open_run_or_checkpoint(path);
+  LoadedModel loaded = described_model(checkpoint, at::kCPU, false);
+  // The memory that was allocated has never been touched: it costs nothing.
+  const std::vector<at::Tensor> values = checkpoint.mapped(model_group(*loaded.decoder));
+  size_t i = 0;
+  for (nn::Param& param : loaded.decoder->params().params()) param.value = values[i++];
   return loaded;
 }
 

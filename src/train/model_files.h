@@ -37,6 +37,11 @@ std::filesystem::path load_initial_weights(const config::RunConfig& config, nn::
 // Where a run keeps what came with an imported model (ckpt/hf/export.h).
 std::filesystem::path carried_folder(const std::filesystem::path& run_dir);
 
+// The tokens that end a text as an imported model says (eos_token_id of generation_config.json, else of
+// config.json: one or a list); empty for other runs. UserError for a value that is no token of the
+// vocabulary.
+std::vector<int64_t> carried_end_ids(const std::filesystem::path& run_dir, int64_t vocab);
+
 ckpt::TensorGroup model_group(nn::Decoder& decoder);
 
 // A trained model, ready for evaluation and generation: parameters do not require gradients.
@@ -47,10 +52,16 @@ struct LoadedModel {
   std::unique_ptr<nn::Decoder> decoder;
   std::shared_ptr<const data::Tokenizer> tokenizer;  // null for synthetic data
   std::string tokenizer_spec;                        // what it was opened from; "" for synthetic data
+
+  std::filesystem::path run_dir() const;  // that the checkpoint is in
 };
 
 // `path`: a run folder (its newest checkpoint) or a checkpoint. UserError when it is neither, is damaged, or
 // when its tokenizer is gone. Without `with_tokenizer` none is opened unless the vocabulary's size needs it.
 LoadedModel load_model(const std::filesystem::path& path, at::Device device, bool with_tokenizer = true);
+
+// The same without a tokenizer and without copies: the parameters are the checkpoint's memory maps, only to
+// be read (Checkpoint::mapped).
+LoadedModel map_model(const std::filesystem::path& path);
 
 }  // namespace moebius::train

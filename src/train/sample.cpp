@@ -1,5 +1,7 @@
 #include "train/sample.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace moebius::train {
@@ -16,7 +18,8 @@ void stream_text(const nn::Decoder& decoder, const data::Tokenizer& tokenizer, c
   bool wanted = true;
   nn::generate(decoder, prompt, options.generate, [&](int64_t token) {
     const auto id = static_cast<int32_t>(token);
-    if (id == tokenizer.eos_id()) return false;
+    if (id == tokenizer.eos_id() || std::ranges::find(options.end_ids, token) != options.end_ids.end())
+      return false;
     const std::string piece = text.push(id);
     if (!piece.empty()) wanted = on_text(piece);
     return wanted;

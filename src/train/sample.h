@@ -4,6 +4,7 @@
 #include <functional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "data/tokenizer.h"
 #include "nn/generation.h"
@@ -12,12 +13,13 @@ namespace moebius::train {
 
 struct SampleOptions {
   std::string prompt;
+  std::vector<int64_t> end_ids;  // that end a text, beside the tokenizer's end of text
   nn::GenerateOptions generate;
 };
 
 // Continues the prompt; `on_text` gets each piece of new text as soon as it is certain, always whole
-// characters. Generation ends early at the tokenizer's end of text, or when on_text returns false. UserError
-// when the prompt has no token.
+// characters. Generation ends early at the tokenizer's end of text or one of end_ids, or when on_text returns
+// false. UserError when the prompt has no token.
 void stream_text(const nn::Decoder& decoder, const data::Tokenizer& tokenizer, const SampleOptions& options,
                  const std::function<bool(std::string_view text)>& on_text);
 

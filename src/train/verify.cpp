@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "ckpt/hf/import.h"
+#include "ckpt/hf/piece_copy.h"
 #include "ckpt/text.h"
 #include "config/dump.h"
 #include "config/load.h"
@@ -27,6 +28,7 @@ constexpr double kLogits = 2e-5, kGradients = 5e-5, kLosses = 2e-6, kPerMille = 
 // In bf16 a token near a border may go to another expert: logits are judged by their mean square difference.
 constexpr double kBf16Losses = 1e-2, kBf16Logits = 5e-2;
 constexpr double kShown = -1;
+constexpr char kPredicted[] = "mtp/logits";
 
 // The tensors of a golden file, on the CPU.
 class Golden {
@@ -129,14 +131,16 @@ class Verifier {
       config.model.moe.balance.aux_loss =
           golden_.scalar("aux_coef") * static_cast<double>(plan_.model.moe.top_k);
     }
-    config.model.mtp = {};
+    config.model.mtp = {};  // looked at by itself
     config.data.synthetic = true;
     config::parse_run_config(config::dump(config, config::DumpStyle::kMinimal), folder_.config().where());
     config_ = config;
     decoder_ = moe::make_decoder(config_.model);
     decoder_->params().allocate(dtype_of(options.precision), options.device);
     decoder_->params().initialise(1);
-    hf::ImportResult imported = hf::import_weights(plan_, folder_, decoder_->params());
+    hf::ImportPlan own = plan_;
+    std::erase_if(own.pieces, [&](const hf::Piece& piece) { return !is_judged(piece); });
+    hf::ImportResult imported = hf::import_weights(own, folder_, decoder_->params());
     if (!imported.non_finite.empty())
       result_.notes.push_back(
           concat("values that are not finite in ", ckpt::names_text(imported.non_finite)));
@@ -167,6 +171,7 @@ class Verifier {
       adamw.step(optimizer.lr, step + 1, adamw.clip().scale);
     }
     compare_parameters();
+    if (golden_.has(kPredicted)) compare_predicted();
     check_all_compared();
     return std::move(result_);
   }
@@ -263,9 +268,15 @@ class Verifier {
                      exact() ? later : kShown);
   }
 
+  // Not of the module of multi-token prediction, which the losses of golden files do not see.
+  bool is_judged(const hf::Piece& piece) {
+    return !piece.is_copy && decoder_->params().find(piece.param) != nullptr;
+  }
+
   template <class F>
   void for_each_weight(const F& f) {
     for (const hf::Piece& piece : plan_.pieces) {
+      if (!is_judged(piece)) continue;
       const nn::Param* const param = decoder_->params().find(piece.param);
       if (!param->spec.is_buffer) f(piece, *param);
     }
@@ -291,6 +302,24 @@ class Verifier {
       const double allowed = std::max(kPerMille * 1e-3 * static_cast<double>(ours.numel()), 1.0);
       result_.comparisons.push_back({name, moved, exact() ? allowed : kShown, "entries off"});
     });
+  }
+
+  // What the module of multi-token prediction makes of all tokens but the last, which has no next.
+  void compare_predicted() {
+    if (plan_.model.mtp.depth == 0)
+      throw_user_error(golden_.path(), " has ", kPredicted, ", but the model folder has no such module");
+    config::ModelConfig model = config_.model;
+    model.mtp = plan_.model.mtp;
+    const std::unique_ptr<nn::Decoder> decoder = moe::make_decoder(model);
+    decoder->params().allocate(dtype_of(options_.precision), options_.device);
+    hf::import_weights(plan_, folder_, decoder->params());
+    const at::NoGradGuard no_grad;
+    nn::ForwardOptions forward;
+    forward.with_mtp = true;
+    const at::Tensor logits_TV = decoder->logits(decoder->forward(batch_, forward).mtp_hidden_TD);
+    const int64_t sequences = batch_.num_sequences, length = batch_.max_position;
+    compare(kPredicted, logits_TV.view({sequences, length, -1}).narrow(1, 0, length - 1),
+            exact() ? kLogits : kShown);
   }
 
   // A golden file with tensors that nobody looked at is of another model.

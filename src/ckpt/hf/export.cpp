@@ -1,12 +1,14 @@
 #include "ckpt/hf/export.h"
 
 #include <algorithm>
+#include <future>
 #include <nlohmann/json.hpp>
 
 #include "base/check.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "ckpt/hf/families/common.h"
+#include "ckpt/hf/piece_copy.h"
 #include "ckpt/tensor_bytes.h"
 #include "ckpt/text.h"
 #include "config/dump.h"
@@ -122,13 +124,24 @@ struct Choice {
   std::string config_text;
 };
 
+// The carried config of a model that has got a module of multi-token prediction since.
+std::string with_mtp(const Family& family, const config::ModelConfig& model, const std::string& text) {
+  constexpr char kField[] = "num_nextn_predict_layers";
+  ordered_json json = ordered_json::parse(text);
+  if (!family.has_mtp || model.mtp.depth == 0 || json.value(kField, int64_t{0}) == model.mtp.depth)
+    return text;
+  json[kField] = model.mtp.depth;
+  return json.dump(2) + "\n";
+}
+
 Choice choose_family(const config::ModelConfig& model, const Carried& carried, DType dtype,
                      const ExportOptions& options) {
   if (!carried.config_text.empty()) {
     const nlohmann::json json = JsonReader::parse(carried.config_text, "the carried config.json");
     const Family& family = family_of(JsonReader(json, "the carried config.json"));
     const bool wanted = options.family.empty() || options.family == family.model_type;
-    if (wanted && lost(family, model, carried.config_text).empty()) return {&family, carried.config_text};
+    if (wanted && lost(family, model, carried.config_text).empty())
+      return {&family, with_mtp(family, model, carried.config_text)};
   }
   if (!options.family.empty()) {
     const Family& family = family_named(options.family);
@@ -182,11 +195,16 @@ int64_t write_shard(const fs::path& path, const std::vector<Item>& items, int64_
   const SafetensorsLayout layout = layout_safetensors(specs, {{"format", "pt"}});
   AtomicFile file(path, static_cast<int64_t>(layout.file_bytes));
   file.write(layout.head);
-  for (size_t i = 0; i < layout.tensors.size(); ++i) {
+  // Each tensor is put together while the one before it is written.
+  const auto as_on_disk = [&](size_t i) {
     const Item& item = items[layout.source[i]];
-    const at::Tensor disk = copy_to_disk(*item.piece, item.param->value);
-    emit_bytes(disk.to(scalar_type_of(item.dtype)),
-               [&](std::span<const std::byte> bytes) { file.write(bytes); });
+    return copy_to_disk(*item.piece, item.param->value).to(scalar_type_of(item.dtype));
+  };
+  std::future<at::Tensor> next = std::async(std::launch::async, as_on_disk, 0);
+  for (size_t i = 0; i < layout.tensors.size(); ++i) {
+    const at::Tensor disk = next.get();
+    if (i + 1 < layout.tensors.size()) next = std::async(std::launch::async, as_on_disk, i + 1);
+    emit_bytes(disk, [&](std::span<const std::byte> bytes) { file.write(bytes); });
     if (options.progress)
       options.progress(before + file.bytes_written() - static_cast<int64_t>(layout.head.size()));
   }
@@ -214,20 +232,33 @@ void copy_side_files(const fs::path& from, const fs::path& folder) {
 
 }  // namespace
 
-void write_carried(const ModelFolder& from, const fs::path& folder) {
+void write_carried(const ImportPlan& plan, const ModelFolder& from, const fs::path& folder) {
   make_folders(folder);
   copy_side_files(from.path(), folder);
-  std::map<DType, int64_t> bytes;
-  for (const auto& [name, entry] : from.entries())
-    bytes[entry.spec.dtype] += static_cast<int64_t>(entry.num_bytes);
-  const DType most = std::max_element(bytes.begin(), bytes.end(), [](const auto& a, const auto& b) {
+  if (plan.quantisation.kind != Quantisation::Kind::none) {
+    ordered_json config = ordered_json::parse(read_file(folder / "config.json"));
+    config.erase("quantization_config");
+    write_file_atomic(folder / "config.json", config.dump(2) + "\n");
+  }
+  std::map<DType, int64_t> count;
+  std::map<std::string, DType> dtypes;
+  for (const Piece& piece : plan.pieces) {
+    const Storage storage = storage_of(piece, from);
+    const bool plain = storage.kind == Quantisation::Kind::none;
+    const DType dtype = dtypes[piece.name] = plain ? storage.values->spec.dtype : DType::bf16;
+    count[dtype] += piece.num_elements() * static_cast<int64_t>(item_bytes(dtype));
+  }
+  const DType most = std::max_element(count.begin(), count.end(), [](const auto& a, const auto& b) {
                        return a.second < b.second;
                      })->first;
   ordered_json json;
   json["most"] = dtype_name(most);
   json["exceptions"] = ordered_json::object();
-  for (const auto& [name, entry] : from.entries())
-    if (entry.spec.dtype != most) json["exceptions"][name] = dtype_name(entry.spec.dtype);
+  for (const auto& [name, dtype] : dtypes)
+    if (dtype != most) json["exceptions"][name] = dtype_name(dtype);
+  json["copies"] = ordered_json::array();
+  for (const Piece& piece : plan.pieces)
+    if (piece.is_copy) json["copies"].push_back(piece.name);
   write_file_atomic(folder / kDtypesFile, json.dump(2) + "\n");
 }
 
@@ -248,6 +279,7 @@ Carried read_carried(const fs::path& folder) {
   const JsonReader exceptions = reader.object("exceptions");
   for (const auto& [name, value] : exceptions.raw().items())
     carried.exceptions[name] = dtype_of(exceptions, name);
+  for (const std::string& name : reader.texts("copies")) carried.copies.insert(name);
   return carried;
 }
 
@@ -278,6 +310,8 @@ int64_t export_model(const config::ModelConfig& model, const std::string& precis
   for (const nn::Param& param : params.params()) by_name[param.spec.name] = &param;
   std::vector<Item> items;
   for (const Piece& piece : pieces) {
+    // Where a config came with the weights, so did the copies that its users look for.
+    if (piece.is_copy && !carried.config_text.empty() && !carried.copies.contains(piece.name)) continue;
     const auto found = by_name.find(piece.param);
     MOEBIUS_CHECK(found != by_name.end(), piece.name, " comes from the parameter ", piece.param,
                   ", which is not there");

@@ -5,12 +5,11 @@
 #include <filesystem>
 #include <functional>
 #include <map>
-#include <nlohmann/json_fwd.hpp>
+#include <set>
 #include <string>
 #include <vector>
 
-#include "ckpt/hf/family.h"
-#include "ckpt/hf/model_folder.h"
+#include "ckpt/hf/plan.h"
 #include "ckpt/safetensors.h"
 #include "config/model_config.h"
 #include "nn/param.h"
@@ -19,13 +18,15 @@ namespace moebius::ckpt::hf {
 
 // What an import remembers beside the weights, so that an export gives back what came in. Kept as a folder:
 // config.json, generation_config.json, tokenizer files, and dtypes.json (name -> "F32" for tensors whose type
-// is not that of most).
+// is not that of most; which copies of tensors there were). Quantised tensors are remembered as the bf16 that
+// they become, and their quantization_config is left out.
 struct Carried {
   std::string config_text;  // config.json as it was; empty: none
   DType dtype = DType::f32;
   std::map<std::string, DType> exceptions;
+  std::set<std::string> copies;  // of Piece::is_copy
 };
-void write_carried(const ModelFolder& from, const std::filesystem::path& folder);
+void write_carried(const ImportPlan& plan, const ModelFolder& from, const std::filesystem::path& folder);
 Carried read_carried(const std::filesystem::path& folder);  // of an empty path or a missing folder: nothing
 
 struct ExportOptions {

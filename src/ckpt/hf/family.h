@@ -26,8 +26,13 @@ struct Family {
   // cannot say is left out: the caller reads the result back and compares.
   void (*write)(const config::ModelConfig& model, nlohmann::ordered_json& json);
 
-  // Every tensor on disk, each part of a parameter exactly once. `model` is what read() made of `json`.
+  // Every tensor on disk, each part of a parameter exactly once (and copies of some). `model` is what read()
+  // made of `json`; its mtp.depth may have been raised where has_mtp says so.
   std::vector<Piece> (*pieces)(const config::ModelConfig& model, const JsonReader& json);
+
+  // Whether the layout knows a module of multi-token prediction (num_nextn_predict_layers), behind the last
+  // layer.
+  bool has_mtp = false;
 };
 
 // In the order in which an export tries them.

@@ -1,113 +1,173 @@
 #include "ckpt/hf/import.h"
 
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/isfinite.h>
 
 #include <algorithm>
-#include <cmath>
-#include <nlohmann/json.hpp>
-#include <set>
 
 #include "base/check.h"
-#include "base/error.h"
-#include "ckpt/text.h"
+#include "ckpt/hf/finite.h"
+#include "ckpt/hf/piece_copy.h"
+#include "ckpt/hf/quantised.h"
+#include "ckpt/tensor_bytes.h"
 
 namespace moebius::ckpt::hf {
 namespace {
 
-// A sum is finite only when all values are; the reverse is looked at closely, for sums that merely overflow.
-bool is_finite(const at::Tensor& values) {
-  return std::isfinite(values.sum().item().toDouble()) || at::isfinite(values).all().item<bool>();
+// A view of the map; nobody writes through it.
+at::Tensor tensor_of(const ModelFolder& folder, const ModelFolder::Entry& entry) {
+  auto* const data = const_cast<std::byte*>(folder.bytes(entry).data());
+  return at::from_blob(data, entry.spec.shape, at::TensorOptions().dtype(scalar_type_of(entry.spec.dtype)));
 }
 
-bool is_float(DType dtype) {
-  return dtype == DType::f64 || dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16;
+std::span<const std::byte> bytes_of(const at::Tensor& tensor) {
+  return {static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes()};
 }
 
-// Tensors that published checkpoints carry and nothing needs.
-bool is_needless(const std::string& name, const ImportPlan& plan, const JsonReader& json) {
-  if (name.ends_with("rotary_emb.inv_freq")) return true;
-  if (name == "lm_head.weight" && plan.model.tied_embeddings) return true;
-  // Layers behind the last one are multi-token prediction modules (DeepSeek-V3, GLM-4.5).
-  constexpr std::string_view kLayers = "model.layers.";
-  if (json.integer("num_nextn_predict_layers", 0) == 0 || !name.starts_with(kLayers)) return false;
-  const std::string number = name.substr(kLayers.size(), name.find('.', kLayers.size()) - kLayers.size());
-  if (number.empty() || number.size() > 6 || number.find_first_not_of("0123456789") != std::string::npos)
-    return false;
-  return std::stoll(number) >= plan.model.layers;
-}
+// Puts one tensor of the folder where it belongs, and checks it while it is in the cache.
+class PieceReader {
+ public:
+  PieceReader(const ImportPlan& plan, const ModelFolder& folder, ImportResult& result)
+      : blocks_(plan.quantisation), folder_(folder), result_(result) {}
 
-void compare_tensors(const ModelFolder& folder, ImportPlan& plan) {
-  std::vector<std::string> missing, extra, wrong;
-  std::set<std::string> needed;
-  for (const Piece& piece : plan.pieces) {
-    needed.insert(piece.name);
-    const auto found = folder.entries().find(piece.name);
-    if (found == folder.entries().end()) {
-      missing.push_back(piece.name);
-    } else if (found->second.spec.shape != piece.shape) {
-      wrong.push_back(concat(piece.name, " has the shape ", shape_text(found->second.spec.shape), ", but ",
-                             shape_text(piece.shape), " is expected"));
-    } else if (!is_float(found->second.spec.dtype)) {
-      wrong.push_back(concat(piece.name, " is of the type ", dtype_name(found->second.spec.dtype),
-                             "; a floating-point type is expected"));
+  void will_read(const Piece& piece) const {
+    const Storage storage = storage_of(piece, folder_);
+    folder_.will_read(*storage.values);
+  }
+
+  void read(const Piece& piece, const at::Tensor& param) {
+    const Storage storage = storage_of(piece, folder_);
+    const bool finite = storage.kind == Quantisation::Kind::none ? read_plain(piece, *storage.values, param)
+                                                                 : read_quantised(piece, storage, param);
+    if (!finite) result_.non_finite.push_back(piece.name);
+    for (const ModelFolder::Entry* const entry : {storage.values, storage.scales}) {
+      if (entry == nullptr) continue;
+      folder_.was_read(*entry);
+      result_.num_bytes += static_cast<int64_t>(entry->num_bytes);
     }
   }
-  std::vector<std::string> needless;
-  for (const auto& [name, entry] : folder.entries()) {
-    if (needed.contains(name)) continue;
-    (is_needless(name, plan, folder.config()) ? needless : extra).push_back(name);
+
+ private:
+  bool read_plain(const Piece& piece, const ModelFolder::Entry& entry, const at::Tensor& param) const {
+    const at::Tensor disk = tensor_of(folder_, entry);
+    copy_from_disk(piece, disk, param);
+    if (!all_finite(entry.spec.dtype, folder_.bytes(entry))) return false;
+    // A large value may have no room in a smaller type.
+    return disk.scalar_type() == param.scalar_type() ||
+           at::isfinite(view_of(piece, param)).all().item<bool>();
   }
-  if (!needless.empty()) plan.notes.push_back(concat("left out: ", names_text(needless)));
-  if (missing.empty() && extra.empty() && wrong.empty()) return;
-  std::string text = concat(folder.path().string(), " is not the ", plan.family->architecture,
-                            " that its config.json describes:");
-  constexpr size_t kShown = 20;
-  if (!missing.empty()) text += concat("\n  missing (", missing.size(), "): ", names_text(missing, kShown));
-  if (!extra.empty()) text += concat("\n  not expected (", extra.size(), "): ", names_text(extra, kShown));
-  for (size_t i = 0; i < std::min(wrong.size(), kShown); ++i) text += "\n  " + wrong[i];
-  if (wrong.size() > kShown) text += concat("\n  and ", wrong.size() - kShown, " more of a wrong shape");
-  throw UserError(text);
+
+  // Expert by expert, where all are in one tensor, so that what is wide is small.
+  bool read_quantised(const Piece& piece, const Storage& storage, const at::Tensor& param) const {
+    const at::Tensor values = tensor_of(folder_, *storage.values),
+                     scales = tensor_of(folder_, *storage.scales);
+    if (storage.kind == Quantisation::Kind::fp8_blocks) {
+      const at::Tensor wide = widen_fp8_blocks(values, scales, blocks_.block_rows, blocks_.block_columns);
+      copy_from_disk(piece, wide, param);
+      return all_finite(DType::bf16, bytes_of(wide));
+    }
+    const at::Tensor view = view_of(piece, param);
+    bool finite = true;
+    for (int64_t expert = 0; expert < values.size(0); ++expert) {
+      const at::Tensor wide = widen_mxfp4(values[expert], scales[expert]);
+      finite = all_finite(DType::bf16, bytes_of(wide)) && finite;
+      view[expert].copy_(wide.t());
+    }
+    return finite;
+  }
+
+  const Quantisation& blocks_;
+  const ModelFolder& folder_;
+  ImportResult& result_;
+};
+
+std::map<std::string, std::vector<const Piece*>> by_param(const ImportPlan& plan) {
+  std::map<std::string, std::vector<const Piece*>> pieces;
+  for (const Piece& piece : plan.pieces)
+    if (!piece.is_copy) pieces[piece.param].push_back(&piece);
+  return pieces;
 }
 
 }  // namespace
 
-ImportPlan plan_import(const ModelFolder& folder) {
-  ImportPlan plan;
-  plan.family = &family_of(folder.config());
-  plan.model = plan.family->read(folder.config());
-  plan.pieces = plan.family->pieces(plan.model, folder.config());
-  compare_tensors(folder, plan);
-  plan.precision = "bf16";
+std::vector<std::string> differing_copies(const ImportPlan& plan, const ModelFolder& folder) {
+  const auto pieces = by_param(plan);
+  std::vector<std::string> names;
   for (const Piece& piece : plan.pieces) {
-    const DType dtype = folder.entries().at(piece.name).spec.dtype;
-    // Correction biases are fp32 in bf16 models, as they are here.
-    if (dtype != DType::bf16 && !piece.param.ends_with(".router_bias")) plan.precision = "fp32";
+    if (!piece.is_copy) continue;
+    const auto original = pieces.find(piece.param);
+    MOEBIUS_CHECK(original != pieces.end() && original->second.size() == 1, piece.name,
+                  " is a copy of a part");
+    const ModelFolder::Entry &copy = *storage_of(piece, folder).values,
+                             &kept = *storage_of(*original->second.front(), folder).values;
+    const bool same =
+        copy.spec.dtype == kept.spec.dtype && std::ranges::equal(folder.bytes(copy), folder.bytes(kept));
+    if (!same) names.push_back(piece.name);
   }
-  std::stable_sort(plan.pieces.begin(), plan.pieces.end(), [&](const Piece& a, const Piece& b) {
-    const auto &left = folder.entries().at(a.name), &right = folder.entries().at(b.name);
-    return std::pair(left.file, left.begin) < std::pair(right.file, right.begin);
-  });
-  return plan;
+  return names;
 }
 
-ImportResult import_weights(const ImportPlan& plan, ModelFolder& folder, nn::ParamTable& params,
-                            const std::function<void(int64_t)>& progress) {
+ImportResult import_weights(const ImportPlan& plan, const ModelFolder& folder, nn::ParamTable& params) {
   ImportResult result;
-  size_t file = 0;
-  for (const Piece& piece : plan.pieces) {
-    const ModelFolder::Entry& entry = folder.entries().at(piece.name);
-    for (; file < entry.file; ++file) folder.release(file);
-    nn::Param* const param = params.find(piece.param);
-    MOEBIUS_CHECK(param != nullptr, piece.name, " goes to the parameter ", piece.param,
+  PieceReader reader(plan, folder, result);
+  for (const auto& [name, pieces] : by_param(plan)) {
+    nn::Param* const param = params.find(name);
+    MOEBIUS_CHECK(param != nullptr, pieces.front()->name, " goes to the parameter ", name,
                   ", which is not there");
-    const at::Tensor disk = folder.tensor(entry);
-    copy_from_disk(piece, disk, param->value);
-    if (!is_finite(view_of(piece, param->value))) result.non_finite.push_back(piece.name);
-    result.num_bytes += static_cast<int64_t>(entry.num_bytes);
-    if (progress) progress(result.num_bytes);
+    for (const Piece* const piece : pieces) reader.read(*piece, param->value);
   }
-  for (; file < folder.files().size(); ++file) folder.release(file);
+  std::sort(result.non_finite.begin(), result.non_finite.end());
   return result;
+}
+
+ImportStream::ImportStream(const ImportPlan& plan, const ModelFolder& folder, const nn::ParamTable& params,
+                           at::ScalarType dtype, std::function<void(int64_t)> progress)
+    : plan_(plan), folder_(folder), progress_(std::move(progress)) {
+  auto pieces = by_param(plan);
+  for (const nn::Param& param : params.params()) {
+    const at::ScalarType own = param.spec.is_fp32 ? at::kFloat : dtype;
+    Filled& filled = filled_.emplace_back(Filled{&param, std::move(pieces[param.spec.name]), own, {}, {}});
+    MOEBIUS_CHECK(!filled.pieces.empty(), "no tensor of the folder goes to the parameter ", param.spec.name);
+  }
+  MOEBIUS_CHECK_EQ(filled_.size(), pieces.size(), "pieces of parameters that are not there");
+}
+
+PendingGroup ImportStream::group(const std::string& name) {
+  PendingGroup group{name, {}};
+  for (Filled& filled : filled_) {
+    const DType dtype = filled.dtype == at::kFloat ? DType::f32 : DType::bf16;
+    group.tensors.push_back({{filled.param->spec.name, dtype, filled.param->spec.dims},
+                             [this, &filled](const ByteSink& sink) { emit(filled, sink); },
+                             [this, &filled] { prepare(filled); }});
+  }
+  return group;
+}
+
+void ImportStream::prepare(Filled& filled) {
+  at::Tensor& buffer = buffers_[num_prepared_++ % buffers_.size()];
+  const int64_t count = filled.param->spec.num_elements();
+  const int64_t num_bytes = count * static_cast<int64_t>(at::elementSize(filled.dtype));
+  if (!buffer.defined() || buffer.numel() < num_bytes) buffer = at::empty({num_bytes}, at::kByte);
+  filled.value = buffer.narrow(0, 0, num_bytes).view(filled.dtype).view(filled.param->spec.dims);
+  PieceReader reader(plan_, folder_, result_);
+  const int64_t before = result_.num_bytes;
+  for (const Piece* const piece : filled.pieces) reader.will_read(*piece);
+  for (const Piece* const piece : filled.pieces) reader.read(*piece, filled.value);
+  filled.num_bytes = result_.num_bytes - before;
+}
+
+void ImportStream::emit(Filled& filled, const ByteSink& sink) {
+  sink(bytes_of(filled.value));
+  filled.value.reset();
+  emitted_bytes_ += filled.num_bytes;
+  if (progress_) progress_(emitted_bytes_);
+}
+
+ImportResult ImportStream::result() const {
+  ImportResult sorted = result_;
+  std::sort(sorted.non_finite.begin(), sorted.non_finite.end());
+  return sorted;
 }
 
 }  // namespace moebius::ckpt::hf

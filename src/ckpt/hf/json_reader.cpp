@@ -84,6 +84,13 @@ int64_t JsonReader::integer(const std::string& key, int64_t fallback) const {
   return has(key) ? integer(key) : fallback;
 }
 
+int64_t JsonReader::integer_within(const std::string& key, int64_t low, int64_t high) const {
+  const int64_t value = integer(key);
+  if (value < low || value > high)
+    throw_user_error(where_, ": ", key, " is ", value, "; allowed: ", low, " to ", high);
+  return value;
+}
+
 double JsonReader::number(const std::string& key) const {
   const json& value = at(key);
   if (!value.is_number() || !std::isfinite(value.get<double>())) wrong_kind(key, "a number");
@@ -114,7 +121,9 @@ std::vector<int64_t> JsonReader::integers(const std::string& key) const {
   if (!has(key)) return values;
   if (!at(key).is_array()) wrong_kind(key, "a list of integers");
   for (const json& value : at(key)) {
-    if (!value.is_number_integer()) wrong_kind(key, "a list of integers");
+    if (!value.is_number_integer() ||
+        (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{INT64_MAX}))
+      wrong_kind(key, "a list of integers");
     values.push_back(value.get<int64_t>());
   }
   return values;

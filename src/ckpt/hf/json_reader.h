@@ -29,6 +29,7 @@ class JsonReader {
   // missing or null. Integers must lie in [-2^53, 2^53].
   int64_t integer(const std::string& key) const;
   int64_t integer(const std::string& key, int64_t fallback) const;
+  int64_t integer_within(const std::string& key, int64_t low, int64_t high) const;
   double number(const std::string& key) const;
   double number(const std::string& key, double fallback) const;
   bool boolean(const std::string& key, bool fallback) const;

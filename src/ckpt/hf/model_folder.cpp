@@ -1,12 +1,9 @@
 #include "ckpt/hf/model_folder.h"
 
-#include <ATen/ops/from_blob.h>
-
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "base/error.h"
-#include "ckpt/tensor_bytes.h"
 #include "ckpt/text.h"
 
 namespace moebius::ckpt::hf {
@@ -17,23 +14,22 @@ namespace fs = std::filesystem;
 constexpr char kSingle[] = "model.safetensors";
 constexpr char kIndex[] = "model.safetensors.index.json";
 
-// Name of each tensor -> name of its file, as the index says.
-std::map<std::string, std::string> read_index(const fs::path& path) {
-  const nlohmann::json json = JsonReader::parse(read_file(path), path.string());
-  const JsonReader map = JsonReader(json, path.string()).object("weight_map");
+}  // namespace
+
+std::map<std::string, std::string> parse_index(std::string_view text, const std::string& where) {
+  const nlohmann::json json = JsonReader::parse(text, where);
+  const JsonReader map = JsonReader(json, where).object("weight_map");
   std::map<std::string, std::string> files;
   for (const auto& [name, file] : map.raw().items()) {
     if (!file.is_string()) throw_user_error(map.where(), ": the file of ", in_quotes(name), " is not a text");
-    const auto text = file.get<std::string>();
-    if (text.empty() || fs::path(text).filename() != text || text.front() == '.')
-      throw_user_error(map.where(), ": ", in_quotes(text), " is not the name of a file in the same folder");
-    files[name] = text;
+    const auto shard = file.get<std::string>();
+    if (shard.empty() || fs::path(shard).filename() != shard || shard.front() == '.')
+      throw_user_error(map.where(), ": ", in_quotes(shard), " is not the name of a file in the same folder");
+    files[name] = shard;
   }
   if (files.empty()) throw_user_error(map.where(), " names no tensor");
   return files;
 }
-
-}  // namespace
 
 ModelFolder::ModelFolder() = default;
 ModelFolder::~ModelFolder() = default;
@@ -52,7 +48,7 @@ ModelFolder ModelFolder::open(const fs::path& folder) {
   std::map<std::string, std::string> index;
   std::set<std::string> names;
   if (fs::exists(folder / kIndex)) {
-    index = read_index(folder / kIndex);
+    index = parse_index(read_file(folder / kIndex), (folder / kIndex).string());
     for (const auto& [tensor, file] : index) names.insert(file);
   } else if (fs::exists(folder / kSingle)) {
     names.insert(kSingle);
@@ -85,15 +81,16 @@ ModelFolder ModelFolder::open(const fs::path& folder) {
   return opened;
 }
 
-at::Tensor ModelFolder::tensor(const Entry& entry) const {
-  const std::byte* const data = maps_[entry.file].bytes().data() + entry.begin;
-  // NOLINTNEXTLINE: from_blob wants a mutable pointer; nobody writes through the view.
-  return at::from_blob(const_cast<std::byte*>(data), entry.spec.shape,
-                       at::TensorOptions().dtype(scalar_type_of(entry.spec.dtype)));
+std::span<const std::byte> ModelFolder::bytes(const Entry& entry) const {
+  return maps_[entry.file].bytes().subspan(entry.begin, entry.num_bytes);
 }
 
-void ModelFolder::release(size_t file) {
-  maps_[file] = MappedFile();
+void ModelFolder::will_read(const Entry& entry) const {
+  maps_[entry.file].will_read(entry.begin, entry.num_bytes);
+}
+
+void ModelFolder::was_read(const Entry& entry) const {
+  maps_[entry.file].was_read(entry.begin, entry.num_bytes);
 }
 
 }  // namespace moebius::ckpt::hf

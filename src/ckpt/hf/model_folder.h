@@ -1,16 +1,16 @@
 // A model folder in the Hugging Face layout, opened for reading: config.json, and the tensors of
 // model.safetensors or of the shards that model.safetensors.index.json names. Headers are checked when it is
-// opened; tensors are views of memory maps.
+// opened; tensors are parts of memory maps. Without torch.
 #pragma once
-
-#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <filesystem>
 #include <map>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/file.h"
@@ -40,10 +40,11 @@ class ModelFolder {
   const std::map<std::string, Entry>& entries() const { return entries_; }
   const std::vector<std::filesystem::path>& files() const { return files_; }
 
-  // The values, on the CPU. Valid until the file is released.
-  at::Tensor tensor(const Entry& entry) const;
-  // Gives the memory of a file's map back; its tensors are not to be read any more.
-  void release(size_t file);
+  // The values, as long as the folder is open.
+  std::span<const std::byte> bytes(const Entry& entry) const;
+  // Hints: these values are read next; they will not be read soon again, and their memory may go.
+  void will_read(const Entry& entry) const;
+  void was_read(const Entry& entry) const;
 
  private:
   ModelFolder();
@@ -55,5 +56,8 @@ class ModelFolder {
   std::vector<MappedFile> maps_;
   std::map<std::string, Entry> entries_;
 };
+
+// Name of each tensor -> name of its file, as the text of an index file says. UserError for anything else.
+std::map<std::string, std::string> parse_index(std::string_view text, const std::string& where);
 
 }  // namespace moebius::ckpt::hf

@@ -1,12 +1,10 @@
-// Which part of a parameter one tensor of a Hugging Face checkpoint holds, and the copies between the two
-// layouts. Both directions are exact where the dtypes are the same.
+// Which part of a parameter one tensor of a Hugging Face checkpoint holds (piece_copy.h copies between the
+// two layouts). Without torch.
 //
 // Moebius keeps query, key and value rows in one parameter, gate and up rows interleaved, all experts of a
 // layer in one parameter, and rotary channels in halves (i, i + d/2). On disk each of these is a tensor of
 // its own, and some families order rotary channels as pairs (2i, 2i + 1).
 #pragma once
-
-#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <string>
@@ -30,18 +28,14 @@ struct Piece {
   int64_t row_step = 1;
   bool transposed = false;  // the last two dims are swapped on disk
   RotaryPairs pairs = {};
+  bool halves_swapped = false;  // the halves of the columns are the other way round on disk
+  bool is_copy = false;         // another piece has the same values; a folder may lack it
 
-  int64_t num_elements() const;
+  int64_t num_elements() const {
+    int64_t count = 1;
+    for (const int64_t dim : shape) count *= dim;
+    return count;
+  }
 };
-
-// The elements of `param` that the piece stands for, as a view with the shape on disk; rotary pairs are still
-// in our order.
-at::Tensor view_of(const Piece& piece, const at::Tensor& param);
-
-// param[piece] = disk, with a conversion of dtype. `disk` has the piece's shape.
-void copy_from_disk(const Piece& piece, const at::Tensor& disk, const at::Tensor& param);
-
-// The piece of `param` as it lies on disk: contiguous, of the parameter's dtype.
-at::Tensor copy_to_disk(const Piece& piece, const at::Tensor& param);
 
 }  // namespace moebius::ckpt::hf

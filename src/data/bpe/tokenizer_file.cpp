@@ -40,9 +40,12 @@ void check_duplicate_tokens(const std::string& text, const std::string& what) {
 void read_vocabulary(const JsonField& field, TokenizerFile& file) {
   if (!field.value().is_object()) field.fail("expected an object of tokens and ids");
   if (field.value().empty()) field.fail("there is nothing to encode with");
+  // Ids may have holes, but a few tokens have no ids in the millions: memory is as large as the largest.
+  const size_t most = 4096 + 64 * field.value().size();
   for (const auto& [token, value] : field.value().items()) {
     const JsonField entry(value, field.what(), field.path() + "[" + json(token).dump() + "]");
     const auto id = static_cast<size_t>(entry.integer(0, kMaxId));
+    if (id > most) entry.fail(concat("but there are only ", field.value().size(), " tokens"));
     if (id >= file.tokens.size()) file.tokens.resize(id + 1);
     TokenizerFile::Token& place = file.tokens[id];
     if (place.known) entry.fail("which " + json(place.text).dump() + " has already");

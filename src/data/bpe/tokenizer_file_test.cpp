@@ -64,6 +64,8 @@ TEST(TokenizerFile, ids_are_checked) {
             "4194303");
   EXPECT_EQ(error_with("/model/vocab/b", "1"),
             "tokenizer t.json: model.vocab[\"b\"] is \"1\", expected an integer from 0 to 4194303");
+  EXPECT_TRUE(error_with("/model/vocab/b", 4000000)
+                  .starts_with("tokenizer t.json: model.vocab[\"b\"] is 4000000, but there are only "));
   EXPECT_EQ(error_with("/model/vocab/b", 0),
             "tokenizer t.json: model.vocab[\"b\"] is 0, which \"a\" has already");
   EXPECT_EQ(error_with("/added_tokens/0/id", 2),

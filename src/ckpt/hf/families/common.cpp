@@ -12,11 +12,13 @@ namespace moebius::ckpt::hf {
 config::ModelConfig read_common(const JsonReader& json, double default_theta, double default_eps) {
   config::ModelConfig model;
   json.need_text("hidden_act", "silu");
-  model.layers = json.integer("num_hidden_layers");
-  model.dim = json.integer("hidden_size");
-  model.heads = json.integer("num_attention_heads");
+  // Bounds of what is computed with before the whole config is checked.
+  constexpr int64_t kMostLayers = 1000, kMost = 1 << 20;
+  model.layers = json.integer_within("num_hidden_layers", 1, kMostLayers);
+  model.dim = json.integer_within("hidden_size", 1, kMost);
+  model.heads = json.integer_within("num_attention_heads", 1, kMost);
   model.kv_heads = json.integer("num_key_value_heads", model.heads);
-  model.head_dim = json.integer("head_dim", 0);
+  if (json.has("head_dim")) model.head_dim = json.integer_within("head_dim", 0, kMost);
   model.ffn_dim = json.integer("intermediate_size");
   model.vocab = json.integer("vocab_size");
   model.norm_eps = json.number("rms_norm_eps", default_eps);
@@ -129,9 +131,9 @@ void write_qwen_moe(const config::ModelConfig& model, nlohmann::ordered_json& js
   json["output_router_logits"] = false;
 }
 
-std::vector<int64_t> first_layers(int64_t count) {
+std::vector<int64_t> first_layers(int64_t count, int64_t num_layers) {
   std::vector<int64_t> layers;
-  for (int64_t layer = 0; layer < count; ++layer) layers.push_back(layer);
+  for (int64_t layer = 0; layer < std::min(count, num_layers); ++layer) layers.push_back(layer);
   return layers;
 }
 
@@ -193,6 +195,25 @@ void Pieces::norms(int64_t layer) {
   const std::string disk = layer_on_disk(layer), ours = our_layer(layer);
   whole(disk + "input_layernorm.weight", {model_.dim}, ours + "attention_norm");
   whole(disk + "post_attention_layernorm.weight", {model_.dim}, ours + "ffn_norm");
+}
+
+void Pieces::prediction() {
+  if (model_.mtp.depth == 0) return;
+  const std::string disk = layer_on_disk(model_.layers);
+  const int64_t dim = model_.dim;
+  whole(disk + "enorm.weight", {dim}, "mtp.embedding_norm");
+  whole(disk + "hnorm.weight", {dim}, "mtp.hidden_norm");
+  // On disk of the embedding, then of the stream.
+  add({.name = disk + "eh_proj.weight",
+       .shape = {dim, 2 * dim},
+       .param = "mtp.projection",
+       .halves_swapped = true});
+  whole(disk + "shared_head.norm.weight", {dim}, "mtp.final_norm");
+  const auto copy = [&](const char* name, const char* param) {
+    add({.name = disk + name, .shape = {model_.vocab, dim}, .param = param, .is_copy = true});
+  };
+  copy("embed_tokens.weight", "embedding");
+  copy("shared_head.head.weight", model_.tied_embeddings ? "embedding" : "output");
 }
 
 void Pieces::grouped_attention(int64_t layer) {
@@ -280,11 +301,12 @@ void Pieces::feed_forward(int64_t layer, const std::string& shared_name) {
 std::vector<Piece> standard_pieces(const config::ModelConfig& model, const JsonReader& /*json*/) {
   Pieces pieces(model);
   pieces.embeddings();
-  for (int64_t layer = 0; layer < model.layers; ++layer) {
+  for (int64_t layer = 0; layer < model.layers + model.mtp.depth; ++layer) {
     pieces.norms(layer);
     pieces.grouped_attention(layer);
     pieces.feed_forward(layer);
   }
+  pieces.prediction();
   return pieces.take();
 }
 

@@ -27,8 +27,8 @@ void write_rope(const config::ModelConfig& model, nlohmann::ordered_json& json);
 std::vector<int64_t> qwen_dense_layers(const JsonReader& json, int64_t num_layers);
 // The routed experts of both Qwen families.
 void write_qwen_moe(const config::ModelConfig& model, nlohmann::ordered_json& json);
-// The first `count` layers (DeepSeek, GLM).
-std::vector<int64_t> first_layers(int64_t count);
+// The first `count` layers (DeepSeek, GLM), as far as there are so many.
+std::vector<int64_t> first_layers(int64_t count, int64_t num_layers);
 
 // Layers named "sliding_attention" in layer_types; without that field, `fallback`.
 std::vector<int64_t> sliding_layers(const JsonReader& json, std::vector<int64_t> fallback,
@@ -51,6 +51,9 @@ class Pieces {
 
   void embeddings();  // model.embed_tokens, model.norm, lm_head unless tied
   void norms(int64_t layer);
+  // Of the module of multi-token prediction, where the model has one: what stands beside its block, which is
+  // the layer behind the last.
+  void prediction();
   // self_attn.{q,k,v,o}_proj with the biases and q/k norms that the model has.
   void grouped_attention(int64_t layer);
   // {gate,up,down}_proj of a dense SwiGLU, at `disk` ("model.layers.0.mlp.") and `ours` ("layers.0.ffn.").

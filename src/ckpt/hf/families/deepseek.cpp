@@ -12,9 +12,6 @@ namespace {
 // What both have.
 config::ModelConfig read_deepseek(const JsonReader& json) {
   config::ModelConfig model = read_common(json);
-  if (json.has("quantization_config"))
-    throw_user_error(json.where(),
-                     ": the weights are quantised (quantization_config); convert them to bf16 first");
   model.attention = "mla";
   model.head_dim = 0;
   model.kv_heads = model.heads;
@@ -56,7 +53,7 @@ config::ModelConfig read_deepseek_v2(const JsonReader& json) {
   model.moe.experts = json.integer(json.has("n_routed_experts") ? "n_routed_experts" : "num_experts", 64);
   model.moe.shared_experts = json.integer("n_shared_experts", 2);
   model.moe.expert_dim = json.integer("moe_intermediate_size", 1407);
-  model.moe.dense_layers = first_layers(json.integer("first_k_dense_replace", 0));
+  model.moe.dense_layers = first_layers(json.integer("first_k_dense_replace", 0), model.layers);
   model.moe.normalize_weights = false;  // the class ignores norm_topk_prob
   model.moe.weight_scale = json.number("routed_scaling_factor", 1.0);
   const std::string method = json.text("topk_method", "greedy");
@@ -84,7 +81,7 @@ config::ModelConfig read_deepseek_v3(const JsonReader& json) {
       json.integer(json.has("n_routed_experts") ? "n_routed_experts" : "num_local_experts", 256);
   model.moe.shared_experts = json.integer("n_shared_experts", 1);
   model.moe.expert_dim = json.integer("moe_intermediate_size", 2048);
-  model.moe.dense_layers = first_layers(json.integer("first_k_dense_replace", 3));
+  model.moe.dense_layers = first_layers(json.integer("first_k_dense_replace", 3), model.layers);
   model.moe.score = "sigmoid";
   model.moe.selection_bias = true;
   model.moe.normalize_weights = json.boolean("norm_topk_prob", true);
@@ -101,7 +98,7 @@ void write_deepseek_v3(const config::ModelConfig& model, nlohmann::ordered_json&
   json["scoring_func"] = "sigmoid";
   json["norm_topk_prob"] = model.moe.normalize_weights;
   json["rope_interleave"] = true;
-  json["num_nextn_predict_layers"] = 0;
+  json["num_nextn_predict_layers"] = model.mtp.depth;
 }
 
 void add_latent_attention(const config::ModelConfig& model, int64_t layer, bool pairs, Pieces& pieces) {
@@ -145,11 +142,12 @@ std::vector<Piece> deepseek_pieces(const config::ModelConfig& model, const JsonR
   const bool pairs = json.boolean("rope_interleave", true);
   Pieces pieces(model);
   pieces.embeddings();
-  for (int64_t layer = 0; layer < model.layers; ++layer) {
+  for (int64_t layer = 0; layer < model.layers + model.mtp.depth; ++layer) {
     pieces.norms(layer);
     add_latent_attention(model, layer, pairs, pieces);
     pieces.feed_forward(layer);
   }
+  pieces.prediction();
   return pieces.take();
 }
 
@@ -157,7 +155,7 @@ std::vector<Piece> deepseek_pieces(const config::ModelConfig& model, const JsonR
 
 const Family kDeepseekV2{"deepseek_v2", "DeepseekV2ForCausalLM", read_deepseek_v2, write_deepseek_v2,
                          deepseek_pieces};
-const Family kDeepseekV3{"deepseek_v3", "DeepseekV3ForCausalLM", read_deepseek_v3, write_deepseek_v3,
-                         deepseek_pieces};
+const Family kDeepseekV3{"deepseek_v3",     "DeepseekV3ForCausalLM", read_deepseek_v3,
+                         write_deepseek_v3, deepseek_pieces,         /*has_mtp=*/true};
 
 }  // namespace moebius::ckpt::hf

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "base/error.h"
 #include "ckpt/hf/families/common.h"
 #include "ckpt/hf/families/families.h"
 
@@ -10,9 +11,13 @@ namespace moebius::ckpt::hf {
 namespace {
 
 double rotated_share(const JsonReader& json) {
-  const double share = json.number("partial_rotary_factor", 0.5);
-  return json.has("rope_parameters") ? json.object("rope_parameters").number("partial_rotary_factor", share)
-                                     : share;
+  double share = json.number("partial_rotary_factor", 0.5);
+  if (json.has("rope_parameters"))
+    share = json.object("rope_parameters").number("partial_rotary_factor", share);
+  if (!(share > 0 && share <= 1))
+    throw_user_error(json.where(), ": partial_rotary_factor is ", share,
+                     "; it must be above 0 and at most 1");
+  return share;
 }
 
 config::ModelConfig read_glm4_moe(const JsonReader& json) {
@@ -32,7 +37,7 @@ config::ModelConfig read_glm4_moe(const JsonReader& json) {
   model.moe.groups = json.integer("n_group", 1);
   model.moe.top_groups = json.integer("topk_group", 1);
   model.moe.group_score = "top2_sum";
-  model.moe.dense_layers = first_layers(json.integer("first_k_dense_replace", 1));
+  model.moe.dense_layers = first_layers(json.integer("first_k_dense_replace", 1), model.layers);
   model.moe.balance.aux_loss = 0;
   return model;
 }
@@ -53,11 +58,12 @@ void write_glm4_moe(const config::ModelConfig& model, nlohmann::ordered_json& js
   json["n_group"] = model.moe.groups;
   json["topk_group"] = model.moe.top_groups;
   json["first_k_dense_replace"] = model.moe.dense_layers.size();
-  json["num_nextn_predict_layers"] = 0;
+  json["num_nextn_predict_layers"] = model.mtp.depth;
 }
 
 }  // namespace
 
-const Family kGlm4Moe{"glm4_moe", "Glm4MoeForCausalLM", read_glm4_moe, write_glm4_moe, standard_pieces};
+const Family kGlm4Moe{"glm4_moe",     "Glm4MoeForCausalLM", read_glm4_moe,
+                      write_glm4_moe, standard_pieces,      /*has_mtp=*/true};
 
 }  // namespace moebius::ckpt::hf

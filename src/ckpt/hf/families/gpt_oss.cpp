@@ -1,9 +1,8 @@
 // gpt-oss: attention sinks, windows on every second layer, biases everywhere, clamped SwiGLU. All experts of
 // a layer are one tensor with gate and up columns interleaved, transposed against ours. The published files
-// hold the experts in MXFP4 (4 bits), which is not read: convert them to bf16 first. (OpenAI 2025)
+// hold the experts in MXFP4 (4 bits), which becomes bf16 (plan.h). (OpenAI 2025)
 #include <nlohmann/json.hpp>
 
-#include "base/error.h"
 #include "ckpt/hf/families/common.h"
 #include "ckpt/hf/families/families.h"
 
@@ -24,10 +23,6 @@ void default_rope(config::RopeConfig& rope) {
 }
 
 config::ModelConfig read_gpt_oss(const JsonReader& json) {
-  if (json.has("quantization_config"))
-    throw_user_error(json.where(),
-                     ": the weights are quantised (quantization_config); load them with "
-                     "Transformers, dequantised, and save them in bf16");
   config::ModelConfig model = read_common(json, 150000.0, 1e-5);
   if (!json.has("rope_parameters") && !json.has("rope_scaling")) default_rope(model.rope);
   if (model.head_dim == 0) model.head_dim = 64;

@@ -1,6 +1,9 @@
-#include "ckpt/hf/piece.h"
+#include "ckpt/hf/piece_copy.h"
 
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+
+#include <cstring>
 
 #include "base/check.h"
 
@@ -29,12 +32,6 @@ at::Tensor row_order(const Piece& piece, bool inverse) {
 
 }  // namespace
 
-int64_t Piece::num_elements() const {
-  int64_t count = 1;
-  for (const int64_t dim : shape) count *= dim;
-  return count;
-}
-
 at::Tensor view_of(const Piece& piece, const at::Tensor& param) {
   at::Tensor view = param.detach();
   if (piece.expert >= 0) view = view.select(0, piece.expert);
@@ -50,13 +47,51 @@ at::Tensor view_of(const Piece& piece, const at::Tensor& param) {
   return view;
 }
 
+namespace {
+
+// The columns with their halves exchanged; its own inverse.
+at::Tensor swap_halves(const at::Tensor& matrix) {
+  const int64_t half = matrix.size(-1) / 2;
+  return at::cat({matrix.narrow(-1, half, half), matrix.narrow(-1, 0, half)}, -1);
+}
+
+// Where only the order of rows differs, copies bytes; an operator that goes through strides takes longer.
+bool copy_rows(const Piece& piece, const at::Tensor& disk, const at::Tensor& view) {
+  const bool same = disk.scalar_type() == view.scalar_type() && disk.is_contiguous() && view.is_cpu();
+  if (!same || piece.transposed || piece.halves_swapped || disk.numel() == 0) return false;
+  const auto* const from = static_cast<const std::byte*>(disk.const_data_ptr());
+  auto* const to = static_cast<std::byte*>(view.mutable_data_ptr());
+  if (piece.pairs.head_rows == 0 && view.is_contiguous()) {
+    std::memcpy(to, from, disk.nbytes());
+    return true;
+  }
+  if (view.dim() != 2 || view.stride(1) != 1) return false;
+  const size_t row_bytes = disk.nbytes() / static_cast<size_t>(disk.size(0));
+  const size_t stride = static_cast<size_t>(view.stride(0)) * view.element_size();
+  at::Tensor order;
+  if (piece.pairs.head_rows > 0) order = row_order(piece, true);
+  for (int64_t row = 0; row < disk.size(0); ++row) {
+    const int64_t source = order.defined() ? order.const_data_ptr<int64_t>()[row] : row;
+    std::memcpy(to + static_cast<size_t>(row) * stride, from + static_cast<size_t>(source) * row_bytes,
+                row_bytes);
+  }
+  return true;
+}
+
+}  // namespace
+
 void copy_from_disk(const Piece& piece, const at::Tensor& disk, const at::Tensor& param) {
   const at::Tensor view = view_of(piece, param);
-  view.copy_(piece.pairs.head_rows > 0 ? disk.index_select(0, row_order(piece, true)) : disk);
+  if (copy_rows(piece, disk, view)) return;
+  if (piece.halves_swapped)
+    view.copy_(swap_halves(disk));
+  else
+    view.copy_(piece.pairs.head_rows > 0 ? disk.index_select(0, row_order(piece, true)) : disk);
 }
 
 at::Tensor copy_to_disk(const Piece& piece, const at::Tensor& param) {
   const at::Tensor view = view_of(piece, param);
+  if (piece.halves_swapped) return swap_halves(view);
   if (piece.pairs.head_rows > 0) return view.index_select(0, row_order(piece, false).to(view.device()));
   return view.contiguous();
 }
