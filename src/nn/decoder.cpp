@@ -174,10 +174,10 @@ at::Tensor Decoder::model_balance_loss(const ModelLoad& load) const {
   return (load.counts_E * load.prob_sum_E).sum() * factor;
 }
 
-void Decoder::predict_further(const at::Tensor& x_TD, const TokenBatch& batch, const ForwardOptions& options,
-                              DecoderOutput& output, ModelLoad& load) const {
+void Decoder::predict_further(const at::Tensor& hidden_TD, const TokenBatch& batch,
+                              const ForwardOptions& options, DecoderOutput& output, ModelLoad& load) const {
   const MultiToken::Shifted next = MultiToken::shift(batch.tokens_T, batch.targets_T, batch.positions_T);
-  const Stream in{mtp_->combine(x_TD, at::embedding(embedding_->value, next.tokens_T)), {}};
+  const Stream in{mtp_->combine(hidden_TD, at::embedding(embedding_->value, next.tokens_T)), {}};
   const Stream out = run_block(config_.layers, in, batch, options, output, load);
   output.mtp_hidden_TD = add_norm(out.x_TD, out.delta_TD, mtp_->final_norm(), config_.norm_eps).second;
   output.mtp_targets_T = next.targets_T;
@@ -197,7 +197,7 @@ DecoderOutput Decoder::forward(const TokenBatch& batch, const ForwardOptions& op
   const auto [x_TD, hidden_TD] = add_norm(stream.x_TD, stream.delta_TD, *final_norm_, config_.norm_eps);
   output.hidden_TD = hidden_TD;
   probe("final_norm", output.hidden_TD);
-  if (mtp_ && options.with_mtp) predict_further(x_TD, batch, options, output, load);
+  if (mtp_ && options.with_mtp) predict_further(hidden_TD, batch, options, output, load);
   if (load.prob_sum_E.defined()) add_loss(output.balance_loss, model_balance_loss(load));
   return output;
 }

@@ -104,8 +104,8 @@ class Decoder {
   // One block; adds its losses to the output and the load.
   Stream run_block(int64_t layer, const Stream& in, const TokenBatch& batch, const ForwardOptions& options,
                    DecoderOutput& output, ModelLoad& load) const;
-  // x_TD: the stream after the last block.
-  void predict_further(const at::Tensor& x_TD, const TokenBatch& batch, const ForwardOptions& options,
+  // hidden_TD: after the final norm.
+  void predict_further(const at::Tensor& hidden_TD, const TokenBatch& batch, const ForwardOptions& options,
                        DecoderOutput& output, ModelLoad& load) const;
   at::Tensor model_balance_loss(const ModelLoad& load) const;
 

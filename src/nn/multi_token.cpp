@@ -31,8 +31,8 @@ MultiToken::MultiToken(int64_t dim, double norm_eps, double init_std, ParamTable
           params.declare({.name = "mtp.projection", .dims = {dim, 2 * dim}, .init = Init::normal(init_std)})),
       final_norm_(norm_param(params, "mtp.final_norm", dim)) {}
 
-at::Tensor MultiToken::combine(const at::Tensor& x_TD, const at::Tensor& next_embedding_TD) const {
-  const at::Tensor both = at::cat({ops::rms_norm(x_TD, hidden_norm_.value, eps_),
+at::Tensor MultiToken::combine(const at::Tensor& hidden_TD, const at::Tensor& next_embedding_TD) const {
+  const at::Tensor both = at::cat({ops::rms_norm(hidden_TD, hidden_norm_.value, eps_),
                                    ops::rms_norm(next_embedding_TD, embedding_norm_.value, eps_)},
                                   1);
   return ops::linear(both, projection_.value);

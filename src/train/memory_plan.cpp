@@ -97,7 +97,7 @@ Stream Replay::forward(std::vector<BlockNodes>& nodes) {
   return stream;
 }
 
-// nn::MultiToken and its block, from the stream after the model's last one.
+// nn::MultiToken and its block, from the model's final states.
 Stream Replay::multi_token(const Tensor& x, BlockNodes& nodes) {
   tape_.begin("forward of multi-token prediction");
   const Tensor embedding = make(kActivations, model_elements());
@@ -110,7 +110,7 @@ Stream Replay::multi_token(const Tensor& x, BlockNodes& nodes) {
   return block(model_.layers, in, nullptr);
 }
 
-// Returns the gradient that joins that of the model's stream.
+// Returns the gradient that joins that of the model's states.
 Stream Replay::multi_token_backward(BlockNodes& nodes) {
   tape_.begin("backward of multi-token prediction");
   Stream grad;
@@ -147,7 +147,7 @@ void Replay::micro_batch_step() {
     final_norm = {sum, make32(kActivations, num_tokens_)};
     hidden = make(kActivations, model_elements());
     if (multi) {
-      stream = multi_token(sum, nodes.back());
+      stream = multi_token(hidden, nodes.back());
       mtp_norm = {make(kActivations, model_elements()), make32(kActivations, num_tokens_)};
       mtp_hidden = make(kActivations, model_elements());
     }
@@ -167,13 +167,11 @@ void Replay::micro_batch_step() {
     accumulate("output", grads.weight);
   }
   grads.weight.reset();
-  Stream joining;
-  if (multi) joining = multi_token_backward(nodes.back());
+  if (multi) multi_token_backward(nodes.back());  // joins the loss's gradient in place
   Stream grad;
   grad.x = grad.delta = make(kWorkspace, model_elements());
   accumulate_new("final_norm");
   grads = {};
-  joining = {};
   final_norm.clear();
   backward(nodes, std::move(grad));
   tape_.begin("backward of the embedding");
