@@ -112,6 +112,22 @@ TEST(AtomicFile, leftovers_of_a_killed_writer_are_removed_but_not_those_of_a_liv
   EXPECT_TRUE(fs::exists(folder / "whole"));
 }
 
+TEST(MappedFile, parts_stay_readable_behind_hints) {
+  const TestFolder folder;
+  const std::string text(50'000, 'x');
+  write_file_atomic(folder / "a", text);
+  const MappedFile map(folder / "a");
+  for (const size_t begin : {size_t{0}, size_t{1}, size_t{4096}, size_t{49'999}}) {
+    map.will_read(begin, text.size() - begin);
+    map.was_read(begin, text.size() - begin);
+    map.was_read(begin, 0);
+    EXPECT_EQ(map.text(), text);
+  }
+  const MappedFile nothing;
+  nothing.will_read(0, 0);
+  nothing.was_read(0, 0);
+}
+
 TEST(MappedFile, maps_moves_and_refuses) {
   TestFolder folder;
   write_file_atomic(folder / "a", "hello");

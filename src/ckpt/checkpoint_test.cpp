@@ -4,6 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
+#include <mutex>
+
 #include "base/error.h"
 #include "base/test_folder.h"
 #include "ckpt/folder.h"
@@ -138,6 +141,60 @@ TEST(Checkpoint, stays_readable_when_its_folder_is_removed) {
   std::vector<TensorGroup> loaded = zeros_like(saved);
   checkpoint.load(loaded);
   EXPECT_EQ(first_difference(saved, loaded), "");
+}
+
+TEST(Checkpoint, mapped_values_are_the_saved_ones_and_outlive_the_checkpoint) {
+  const TestFolder run;
+  const std::vector<TensorGroup> saved = example_groups(5);
+  std::vector<TensorGroup> mapped = zeros_like(saved);
+  {
+    const Checkpoint checkpoint = Checkpoint::open(save_checkpoint(run.path(), {1, "", "{}"}, saved, {}));
+    const std::vector<at::Tensor> values = checkpoint.mapped(mapped[0]);
+    ASSERT_EQ(values.size(), mapped[0].tensors.size());
+    for (size_t i = 0; i < values.size(); ++i) mapped[0].tensors[i].tensor = values[i];
+    EXPECT_THROW((void)checkpoint.mapped({"model", {}}), UserError);
+  }
+  EXPECT_EQ(first_difference({mapped[0]}, {saved[0]}), "");
+}
+
+// Tensors "0" to "9" of one byte each that note when they are prepared and emitted.
+std::vector<PendingGroup> noting_tensors(const std::function<void(const std::string&, char)>& note) {
+  std::vector<PendingGroup> groups{{"model", {}}};
+  for (char name = '0'; name <= '9'; ++name)
+    groups[0].tensors.push_back({{std::string(1, name), DType::u8, {1}},
+                                 [note, name](const ByteSink& sink) {
+                                   note("emit", name);
+                                   sink(std::as_bytes(std::span(&name, 1)));
+                                 },
+                                 [note, name] { note("prepare", name); }});
+  return groups;
+}
+
+TEST(Checkpoint, each_tensor_is_prepared_once_and_before_it_is_written) {
+  const TestFolder run;
+  std::mutex mutex;
+  std::string prepared, emitted;
+  const auto groups = noting_tensors([&](const std::string& what, char name) {
+    const std::lock_guard lock(mutex);
+    (what == "emit" ? emitted : prepared) += name;
+    EXPECT_GE(prepared.size(), emitted.size());
+    EXPECT_LE(prepared.size(), emitted.size() + 2);
+  });
+  write_checkpoint(run.path(), {1, "", "{}"}, groups, {.shard_bytes = 3});
+  EXPECT_EQ(prepared, "0123456789");
+  EXPECT_EQ(emitted, "0123456789");
+}
+
+TEST(Checkpoint, an_error_of_preparing_leaves_nothing_behind) {
+  const TestFolder run;
+  const auto groups = noting_tensors([](const std::string& what, char name) {
+    if (what == "prepare" && name == '4') throw_user_error("the source is damaged");
+  });
+  EXPECT_THAT(message_of<UserError>([&] {
+                write_checkpoint(run.path(), {1, "", "{}"}, groups, {});
+              }),
+              HasSubstr("was not saved: the source is damaged"));
+  EXPECT_THAT(contents_of(run.path()), testing::IsEmpty());
 }
 
 TEST(Checkpoint, latest_is_none_before_the_first) {

@@ -54,8 +54,13 @@ void run_from_hf(const train::FromHfOptions& given) {
   std::printf("%s, %s parameters in %s, read at %s/s\n", result.architecture.c_str(),
               format_count(static_cast<double>(result.num_parameters)).c_str(),
               result.config.train.precision.c_str(), progress.rate(result.num_bytes).c_str());
-  std::printf("written to %s; try: moebius generate %s --prompt TEXT\n", options.to.c_str(),
-              options.to.c_str());
+  if (result.config.data.synthetic)
+    std::printf(
+        "written to %s; no tokenizer.json or tokenizer.model came with it, so that it knows no text\n",
+        options.to.c_str());
+  else
+    std::printf("written to %s; try: moebius generate %s --prompt TEXT\n", options.to.c_str(),
+                options.to.c_str());
 }
 
 void run_to_hf(const train::ToHfOptions& given) {

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/strict_json.h"
 #include "data/bpe/json_fields.h"
 #include "data/chat/interpreter.h"
 #include "data/chat/syntax.h"
@@ -74,7 +75,7 @@ std::optional<ChatTemplate> load_chat_template(const fs::path& folder) {
   ordered_json tokens = ordered_json::object();
   if (fs::is_regular_file(config_path)) {
     const std::string what = config_path.string();
-    const nlohmann::json root = parse_json(read_file(config_path), what);
+    const nlohmann::json root = parse_strict_json(read_file(config_path), what);
     const JsonField config(root, what);
     for (const char* name : {"bos_token", "eos_token", "unk_token", "pad_token"})
       if (const auto text = token_text(config.find(name))) tokens[name] = *text;

@@ -219,6 +219,13 @@ TEST(Trainer, checkpoints_give_the_model_back) {
   const std::string cached = sample_text(*model.decoder, *model.tokenizer, sample);
   sample.generate.use_cache = false;
   EXPECT_EQ(sample_text(*model.decoder, *model.tokenizer, sample), cached);
+  // Bytes are their own ids: a text ends before the first of the tokens that end it.
+  const std::string written = cached.substr(sample.prompt.size());
+  ASSERT_GT(written.size(), 8);
+  sample.end_ids = {static_cast<unsigned char>(written[8]), 255};
+  EXPECT_EQ(sample_text(*model.decoder, *model.tokenizer, sample),
+            cached.substr(0, sample.prompt.size() + written.find(written[8])));
+  sample.end_ids.clear();
   sample.generate.sampling = {.temperature = 1, .top_k = 5, .top_p = 0.9, .seed = 3};
   EXPECT_EQ(sample_text(*model.decoder, *model.tokenizer, sample),
             sample_text(*model.decoder, *model.tokenizer, sample));

@@ -117,6 +117,46 @@ TEST_F(Verify, a_converted_model_is_a_run_that_loads_and_comes_back) {
   EXPECT_THROW(convert_to_hf({.from = run, .to = out}), UserError);
 }
 
+TEST_F(Verify, tokens_that_end_a_text_are_read_from_what_came_with_the_model) {
+  const fs::path run = folder_.path() / "run";
+  EXPECT_TRUE(carried_end_ids(folder_.path(), 61).empty());
+  convert_from_hf({.from = model_, .to = run});
+  const auto put = [&](const char* file, const char* text) {
+    std::ofstream(run / "hf" / file, std::ios::trunc) << text;
+  };
+  EXPECT_EQ(carried_end_ids(run, 61), std::vector<int64_t>{2});
+  put("generation_config.json", R"({"eos_token_id": [3, 7, 60]})");
+  EXPECT_EQ(carried_end_ids(run, 61), (std::vector<int64_t>{3, 7, 60}));
+  put("generation_config.json", "{}");
+  EXPECT_EQ(carried_end_ids(run, 61), std::vector<int64_t>{2});  // of config.json
+  put("generation_config.json", R"({"eos_token_id": [3, 61]})");
+  try {
+    carried_end_ids(run, 61);
+    FAIL() << "nothing was refused";
+  } catch (const UserError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("eos_token_id names the token 61, but the vocabulary has 61"));
+  }
+}
+
+TEST_F(Verify, quantised_weights_and_a_module_of_multi_token_prediction_become_a_run_and_come_back) {
+  const fs::path run = folder_.path() / "fp8", out = folder_.path() / "fp8-out";
+  const FromHfResult fp8 = convert_from_hf({.from = golden_models() / "deepseek-v3-fp8", .to = run});
+  EXPECT_EQ(fp8.config.train.precision, "bf16");
+  EXPECT_THAT(fp8.notes, testing::Contains(HasSubstr("tensors in fp8 (e4m3, blocks) become bf16")));
+  convert_to_hf({.from = run, .to = out});
+  // The widened weights compute what the quantised ones did.
+  const auto golden = golden_models() / "deepseek-v3-fp8/golden.safetensors";
+  EXPECT_TRUE(verify({.model = out, .golden = golden}).passed());
+
+  const fs::path model = golden_models() / "glm4-moe-mtp", trained = folder_.path() / "mtp";
+  const FromHfResult mtp = convert_from_hf({.from = model, .to = trained});
+  EXPECT_EQ(mtp.config.model.mtp.depth, 1);
+  EXPECT_TRUE(mtp.notes.empty());
+  convert_to_hf({.from = trained, .to = folder_.path() / "mtp-out"});
+  for (const char* const file : {"model.safetensors", "config.json"})
+    EXPECT_EQ(read_file(folder_.path() / "mtp-out" / file), read_file(model / file)) << file;
+}
+
 TEST_F(Verify, an_upcycled_model_computes_what_the_dense_one_did) {
   const fs::path dense = folder_.path() / "dense", routed = folder_.path() / "routed";
   convert_from_hf({.from = golden_models() / "llama-tiny", .to = dense});

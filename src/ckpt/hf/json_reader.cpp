@@ -2,9 +2,9 @@
 
 #include <cmath>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "base/error.h"
+#include "base/strict_json.h"
 #include "ckpt/text.h"
 
 namespace moebius::ckpt::hf {
@@ -13,46 +13,22 @@ namespace {
 using nlohmann::json;
 
 constexpr double kLargestExact = 9007199254740992.0;  // 2^53
-constexpr int kMaxDepth = 100;
 
 std::string shown(const json& value) {
   std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
-  if (text.size() > 80) text = text.substr(0, 77) + "...";
+  if (text.size() > 80) {
+    text.resize(77);
+    text += "...";
+  }
   return text;
 }
-
-// Refuses duplicate keys and deep nesting, which the library itself lets pass.
-class StrictCallback {
- public:
-  explicit StrictCallback(const std::string& where) : where_(where) {}
-
-  bool operator()(int depth, json::parse_event_t event, json& parsed) {
-    if (depth > kMaxDepth)
-      throw_user_error(where_, ": more than ", kMaxDepth, " levels of objects and lists");
-    if (event == json::parse_event_t::object_start) keys_.emplace_back();
-    if (event == json::parse_event_t::object_end) keys_.pop_back();
-    if (event == json::parse_event_t::key && !keys_.back().insert(parsed.get<std::string>()).second)
-      throw_user_error(where_, ": the key ", in_quotes(parsed.get<std::string>()), " occurs twice");
-    return true;
-  }
-
- private:
-  const std::string& where_;
-  std::vector<std::set<std::string>> keys_;
-};
 
 }  // namespace
 
 JsonReader::JsonReader(const json& json, std::string where) : json_(&json), where_(std::move(where)) {}
 
 json JsonReader::parse(std::string_view text, const std::string& where) {
-  json parsed;
-  try {
-    StrictCallback callback(where);
-    parsed = json::parse(text, std::ref(callback));
-  } catch (const json::exception& error) {
-    throw_user_error(where, " is not JSON: ", error.what());
-  }
+  json parsed = parse_strict_json(text, where);
   if (!parsed.is_object()) throw_user_error(where, " is not a JSON object but ", parsed.type_name());
   return parsed;
 }

@@ -15,8 +15,7 @@ class JsonReader {
   // `json` must outlive the reader. `where` stands in messages: "models/x/config.json".
   JsonReader(const nlohmann::json& json, std::string where);
 
-  // Parses a text strictly: UserError for anything but one JSON object without duplicate keys or more than
-  // 100 levels.
+  // Parses a text strictly (base/strict_json.h): UserError for anything but one JSON object.
   static nlohmann::json parse(std::string_view text, const std::string& where);
 
   const nlohmann::json& raw() const { return *json_; }

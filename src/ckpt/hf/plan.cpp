@@ -25,7 +25,7 @@ config::ModelConfig checked(const config::ModelConfig& model, const std::string&
   try {
     config::validate_model(read);
   } catch (const UserError& error) {
-    throw_user_error(where, " describes a model that cannot be:\n", error.what());
+    throw_user_error(where, " describes a model that cannot be built:\n", error.what());
   }
   return read;
 }

@@ -95,14 +95,4 @@ bool JsonField::boolean_or(const std::string& name, bool absent) const {
   return field.is_null() ? absent : field.boolean();
 }
 
-json parse_json(const std::string& text, const std::string& what) {
-  try {
-    return json::parse(text);
-  } catch (const json::exception& error) {
-    std::string reason = error.what();  // "[json.exception.parse_error.101] parse error at line 1, …"
-    reason.erase(0, reason.find("] ") + 2);
-    throw_user_error(what, " is not JSON: ", reason, "; it may be a broken download: fetch it again");
-  }
-}
-
 }  // namespace moebius::data

@@ -1,4 +1,5 @@
-// Reading JSON files of users: every problem is a UserError that names file, field and value.
+// Reading JSON files of users (parsed by base/strict_json.h): every problem is a UserError that names file,
+// field and value.
 #pragma once
 
 #include <cstdint>
@@ -45,8 +46,5 @@ class JsonField {
   const std::string* what_;
   std::string path_;
 };
-
-// The JSON of `text`; UserError with the byte where it stops being JSON.
-nlohmann::json parse_json(const std::string& text, const std::string& what);
 
 }  // namespace moebius::data

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
-#include <unordered_set>
 
 #include "base/error.h"
+#include "base/strict_json.h"
 #include "data/bpe/json_fields.h"
 #include "data/bpe/unicode.h"
 
@@ -16,26 +16,6 @@ using nlohmann::json;
 
 constexpr int64_t kMaxId =
     (1 << 22) - 1;  // 16 times the largest vocabularies; bounds what a wrong id allocates
-
-// json::parse keeps the last of equal keys without a word; a vocabulary with one token twice is damaged.
-void check_duplicate_tokens(const std::string& text, const std::string& what) {
-  std::vector<std::string> path;
-  std::unordered_set<std::string> seen;
-  std::string duplicate;
-  bool found = false;
-  const auto watch = [&](int depth, json::parse_event_t event, json& value) {
-    if (event != json::parse_event_t::key) return false;  // keep nothing
-    path.resize(static_cast<size_t>(depth));
-    path.back() = value.get_ref<const std::string&>();
-    if (depth == 3 && path[0] == "model" && path[1] == "vocab" && !seen.insert(path[2]).second && !found) {
-      found = true;
-      duplicate = path[2];
-    }
-    return true;
-  };
-  const json nothing = json::parse(text, watch);
-  if (found) throw_user_error(what, ": model.vocab has the token ", json(duplicate).dump(), " twice");
-}
 
 void read_vocabulary(const JsonField& field, TokenizerFile& file) {
   if (!field.value().is_object()) field.fail("expected an object of tokens and ids");
@@ -185,8 +165,7 @@ int32_t TokenizerFile::id_of(const std::string& token) const {
 
 TokenizerFile parse_tokenizer_file(const std::string& text, const std::filesystem::path& path) {
   const std::string what = "tokenizer " + path.string();
-  const json root = parse_json(text, what);
-  check_duplicate_tokens(text, what);
+  const json root = parse_strict_json(text, what);
   const JsonField all(root, what);
   TokenizerFile file;
   read_model(all.at("model"), file);

@@ -77,7 +77,7 @@ TEST(TokenizerFile, ids_are_checked) {
   EXPECT_EQ(error_of(twice.dump()), "tokenizer t.json: added_tokens[1].id is 5, which \"<end>\" has already");
   std::string text = small().dump();
   text.replace(text.find("\"b\":1"), 5, "\"a\":1");
-  EXPECT_EQ(error_of(text), "tokenizer t.json: model.vocab has the token \"a\" twice");
+  EXPECT_EQ(error_of(text), "tokenizer t.json: the key \"a\" occurs twice in model.vocab");
 }
 
 TEST(TokenizerFile, merges_are_checked) {

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/strict_json.h"
 #include "data/bpe/bpe_tokenizer.h"
 #include "data/bpe/json_fields.h"
 #include "data/bpe/tokenizer_file.h"
@@ -28,7 +29,7 @@ std::optional<std::string> special_token(const fs::path& folder, const std::stri
     const fs::path path = folder / file;
     if (!fs::is_regular_file(path)) continue;
     const std::string what = path.string();
-    const nlohmann::json root = parse_json(read_file(path), what);
+    const nlohmann::json root = parse_strict_json(read_file(path), what);
     const JsonField token = JsonField(root, what).find(name);
     if (token.is_null()) continue;
     return token.value().is_object() ? token.at("content").string() : token.string();
