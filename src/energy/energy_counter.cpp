@@ -73,12 +73,15 @@ class Meter {
   bool warned_ = false;
 };
 
-Meter device_meter(const std::optional<std::string>& pci_bus_id, const EnergySources& sources) {
+// `found`: the device, also when it has no counter.
+Meter device_meter(const std::optional<std::string>& pci_bus_id, const EnergySources& sources,
+                   std::optional<NvmlDevice>* found) {
   if (!pci_bus_id) return {"", "no GPU is used"};
   const auto nvml = Nvml::open(sources.nvml_library);
   if (!nvml) return {"", nvml.error().message};
   const auto device = nvml->device_at(*pci_bus_id);
   if (!device) return {"", device.error().message};
+  *found = *device;
   const auto joules = device->total_energy_joules();
   if (!joules) return {"", joules.error().message};
   const bool shared = device->mig_enabled().value_or(false);
@@ -115,6 +118,7 @@ Meter host_meter(const EnergySources& sources) {
 struct EnergyCounter::State {
   const Clock* clock = nullptr;
   Meter device, host;
+  std::optional<NvmlDevice> gpu;
   std::string method;
 
   std::mutex mutex;  // guards the meters, and what follows
@@ -146,7 +150,7 @@ struct EnergyCounter::State {
 EnergyCounter EnergyCounter::open(std::optional<std::string> pci_bus_id, const EnergySources& sources) {
   auto state = std::make_unique<State>();
   state->clock = sources.clock;
-  state->device = device_meter(pci_bus_id, sources);
+  state->device = device_meter(pci_bus_id, sources, &state->gpu);
   state->host = host_meter(sources);
   state->method = concat("device: ", state->device.method(), "; host: ", state->host.method());
   if (!state->host.empty()) {
@@ -176,6 +180,26 @@ EnergyCounter::Reading EnergyCounter::recent_joules() {
 
 const std::string& EnergyCounter::method() const {
   return state_->method;
+}
+
+std::string EnergyCounter::device_method() const {
+  return state_->device.method();
+}
+
+std::string EnergyCounter::host_method() const {
+  return state_->host.method();
+}
+
+bool EnergyCounter::counts_device() const {
+  return !state_->device.empty();
+}
+
+bool EnergyCounter::counts_host() const {
+  return !state_->host.empty();
+}
+
+const std::optional<NvmlDevice>& EnergyCounter::device() const {
+  return state_->gpu;
 }
 
 }  // namespace moebius::energy

@@ -54,6 +54,13 @@ class EnergyCounter {
   // "device: NVML total energy counter; host: RAPL package-0 + dram"; "none" with its reason in brackets in
   // place of what was not there at the start.
   const std::string& method() const;
+  // The halves of that, and whether there was a counter at the start.
+  std::string device_method() const;
+  std::string host_method() const;
+  bool counts_device() const;
+  bool counts_host() const;
+  // The GPU, when NVML shows it; also where it has no energy counter.
+  const std::optional<NvmlDevice>& device() const;
 
  private:
   struct State;

@@ -1,208 +1,14 @@
 #include "energy/nvml.h"
 
-#include <dlfcn.h>
-
+#include <algorithm>
 #include <bit>
 #include <optional>
 
+#include "energy/nvml_library.h"
+
 namespace moebius::energy {
 
-namespace {
-
-// The few declarations of NVML's stable C interface that are used, after the NVML API reference.
-using Status = int;
-using Handle = void*;
-
-constexpr Status kSuccess = 0;
-constexpr Status kNotSupported = 3;
-constexpr Status kNoPermission = 4;
-constexpr Status kNotFound = 6;
-constexpr Status kDriverNotLoaded = 9;
-constexpr Status kTimeout = 10;
-constexpr Status kFunctionNotFound = 13;
-constexpr Status kGpuIsLost = 15;
-constexpr Status kResetRequired = 16;
-constexpr Status kLibraryMismatch = 18;
-constexpr Status kDeprecated = 26;
-constexpr Status kGpuNotFound = 28;
-
-struct MemoryInfo {
-  unsigned long long total, free, used;
-};
-struct UtilisationRates {
-  unsigned gpu, memory;  // percent
-};
-struct PciInfo {
-  char bus_id_legacy[16];
-  unsigned domain, bus, device, pci_device_id, pci_subsystem_id;
-  char bus_id[32];
-};
-struct Temperature {
-  unsigned version;
-  int sensor;
-  int celsius;
-};
-constexpr unsigned kTemperatureVersion1 = sizeof(Temperature) | 1U << 24;
-constexpr int kGpuSensor = 0;
-
-union Value {
-  double as_double;
-  int as_int;
-  unsigned as_unsigned;
-  unsigned long as_unsigned_long;
-  unsigned long long as_unsigned_long_long;
-  long long as_long_long;
-  unsigned short as_unsigned_short;
-};
-enum ValueType { kDouble, kUnsigned, kUnsignedLong, kUnsignedLongLong, kLongLong, kInt, kUnsignedShort };
-struct FieldValue {
-  unsigned field, scope;
-  long long timestamp, latency_microseconds;
-  int type;
-  Status status;
-  Value value;
-};
-static_assert(sizeof(FieldValue) == 40 && sizeof(PciInfo) == 68 && sizeof(Temperature) == 12);
-
-constexpr unsigned kAveragePowerField = 185;
-constexpr unsigned kInstantPowerField = 186;
-
-constexpr unsigned kTextBytes = 96;  // what NVML's names, versions and UUIDs need at most
-
-// A function of the library, null where this version lacks it.
-template <class... Arguments>
-struct Function {
-  const char* name;
-  Status (*call)(Arguments...) = nullptr;
-
-  explicit Function(const char* function) : name(function) {}
-  void find(void* library) { call = reinterpret_cast<Status (*)(Arguments...)>(dlsym(library, name)); }
-};
-
-ErrorKind kind_of(Status status) {
-  switch (status) {
-    case kNotSupported:
-    case kFunctionNotFound:
-    case kDeprecated:
-      return ErrorKind::kUnsupported;
-    case kNoPermission:
-      return ErrorKind::kPermission;
-    case kNotFound:
-    case kGpuNotFound:
-      return ErrorKind::kNotFound;
-    case kDriverNotLoaded:
-    case kGpuIsLost:
-    case kResetRequired:
-    case kLibraryMismatch:
-      return ErrorKind::kUnavailable;
-    case kTimeout:
-      return ErrorKind::kTimeout;
-    default:
-      return ErrorKind::kOther;
-  }
-}
-
-std::optional<double> number_of(const FieldValue& field) {
-  switch (field.type) {
-    case kDouble:
-      return field.value.as_double;
-    case kUnsigned:
-      return field.value.as_unsigned;
-    case kUnsignedLong:
-      return static_cast<double>(field.value.as_unsigned_long);
-    case kUnsignedLongLong:
-      return static_cast<double>(field.value.as_unsigned_long_long);
-    case kLongLong:
-      return static_cast<double>(field.value.as_long_long);
-    case kInt:
-      return field.value.as_int;
-    case kUnsignedShort:
-      return field.value.as_unsigned_short;
-    default:
-      return std::nullopt;
-  }
-}
-
-}  // namespace
-
-class NvmlLibrary {
- public:
-  explicit NvmlLibrary(const std::string& file) : library_(dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL)) {
-    if (library_ == nullptr) return;
-    const auto find = [this](auto&... functions) { (functions.find(library_), ...); };
-    find(init, shutdown, driver_version, cuda_version, device_count, device_by_index, device_by_pci, name,
-         uuid, pci_info, compute_capability, memory_info, total_energy, power_usage, power_limit,
-         field_values, clock_info, clock_events, throttle_reasons, temperature, temperature_v, utilisation,
-         mig_mode);
-    error_string_ = reinterpret_cast<const char* (*)(Status)>(dlsym(library_, "nvmlErrorString"));
-  }
-  ~NvmlLibrary() {
-    if (started_ && shutdown.call != nullptr) shutdown.call();
-    if (library_ != nullptr) dlclose(library_);
-  }
-  NvmlLibrary(const NvmlLibrary&) = delete;
-  NvmlLibrary& operator=(const NvmlLibrary&) = delete;
-
-  bool loaded() const { return library_ != nullptr; }
-
-  Status start() {
-    const Status status = init.call == nullptr ? kFunctionNotFound : init.call();
-    started_ = status == kSuccess;
-    return status;
-  }
-
-  // The one way to call NVML: a failure names the function and what it answered.
-  template <class... Parameters, class... Arguments>
-  Result<void> call(const Function<Parameters...>& function, Arguments... arguments) const {
-    if (function.call == nullptr)
-      return make_error(ErrorKind::kUnsupported, function.name, ": this driver's NVML does not have it");
-    const Status status = function.call(arguments...);
-    if (status == kSuccess) return {};
-    return failure(function.name, status);
-  }
-
-  Error failure(const char* function, Status status) const {
-    const char* text = error_string_ == nullptr ? nullptr : error_string_(status);
-    return make_error(kind_of(status), function, ": ", text == nullptr ? "failed" : text, " (status ", status,
-                      ")");
-  }
-
-  template <class... Parameters, class... Arguments>
-  Result<std::string> text(const Function<Parameters...>& function, Arguments... arguments) const {
-    char buffer[kTextBytes] = {};
-    if (const auto called = call(function, arguments..., buffer, kTextBytes); !called) return called.error();
-    return std::string(buffer);
-  }
-
-  Function<> init{"nvmlInit_v2"};
-  Function<> shutdown{"nvmlShutdown"};
-  Function<char*, unsigned> driver_version{"nvmlSystemGetDriverVersion"};
-  Function<int*> cuda_version{"nvmlSystemGetCudaDriverVersion_v2"};
-  Function<unsigned*> device_count{"nvmlDeviceGetCount_v2"};
-  Function<unsigned, Handle*> device_by_index{"nvmlDeviceGetHandleByIndex_v2"};
-  Function<const char*, Handle*> device_by_pci{"nvmlDeviceGetHandleByPciBusId_v2"};
-  Function<Handle, char*, unsigned> name{"nvmlDeviceGetName"};
-  Function<Handle, char*, unsigned> uuid{"nvmlDeviceGetUUID"};
-  Function<Handle, PciInfo*> pci_info{"nvmlDeviceGetPciInfo_v3"};
-  Function<Handle, int*, int*> compute_capability{"nvmlDeviceGetCudaComputeCapability"};
-  Function<Handle, MemoryInfo*> memory_info{"nvmlDeviceGetMemoryInfo"};
-  Function<Handle, unsigned long long*> total_energy{"nvmlDeviceGetTotalEnergyConsumption"};
-  Function<Handle, unsigned*> power_usage{"nvmlDeviceGetPowerUsage"};
-  Function<Handle, unsigned*> power_limit{"nvmlDeviceGetEnforcedPowerLimit"};
-  Function<Handle, int, FieldValue*> field_values{"nvmlDeviceGetFieldValues"};
-  Function<Handle, int, unsigned*> clock_info{"nvmlDeviceGetClockInfo"};
-  Function<Handle, unsigned long long*> clock_events{"nvmlDeviceGetCurrentClocksEventReasons"};
-  Function<Handle, unsigned long long*> throttle_reasons{"nvmlDeviceGetCurrentClocksThrottleReasons"};
-  Function<Handle, int, unsigned*> temperature{"nvmlDeviceGetTemperature"};
-  Function<Handle, Temperature*> temperature_v{"nvmlDeviceGetTemperatureV"};
-  Function<Handle, UtilisationRates*> utilisation{"nvmlDeviceGetUtilizationRates"};
-  Function<Handle, unsigned*, unsigned*> mig_mode{"nvmlDeviceGetMigMode"};
-
- private:
-  void* library_;
-  const char* (*error_string_)(Status) = nullptr;
-  bool started_ = false;
-};
+using namespace nvml_api;  // NOLINT: its names are used throughout
 
 const char* power_scope_name(PowerScope scope) {
   return scope == PowerScope::kGpu ? "GPU" : "module";
@@ -310,6 +116,23 @@ Result<int> NvmlDevice::clock_mhz(ClockDomain domain) const {
       !called)
     return called.error();
   return static_cast<int>(mhz);
+}
+
+Result<std::vector<int>> NvmlDevice::supported_clocks_mhz() const {
+  unsigned memory[64] = {}, num_memory = 64;
+  if (const auto called = library_->call(library_->supported_memory_clocks, handle_, &num_memory, memory);
+      !called)
+    return called.error();
+  std::vector<unsigned> graphics(1024);
+  auto count = static_cast<unsigned>(graphics.size());
+  const unsigned highest = *std::max_element(memory, memory + num_memory);
+  if (const auto called =
+          library_->call(library_->supported_graphics_clocks, handle_, highest, &count, graphics.data());
+      !called)
+    return called.error();
+  std::vector<int> clocks(graphics.begin(), graphics.begin() + count);
+  std::sort(clocks.begin(), clocks.end());
+  return clocks;
 }
 
 Result<uint64_t> NvmlDevice::clock_event_reasons() const {

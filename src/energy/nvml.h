@@ -1,8 +1,8 @@
 // NVIDIA's management library NVML, loaded at run time: neither a driver nor a toolkit is needed to build.
-// Everything here reads; nothing is set. A query that this driver, GPU or user may not make is a failed
-// Result that names NVML's function and its answer. Thread-safe, as NVML is. Devices keep the library alive.
-// (NVML API reference; its deprecations of CUDA 13 are kept to: the newer calls first, the older ones only
-// where the driver lacks them.)
+// Everything here reads; nothing is set (clocks: energy/clock_control.h). A query that this driver, GPU or
+// user may not make is a failed Result that names NVML's function and its answer. Thread-safe, as NVML is.
+// Devices keep the library alive. (NVML API reference; its deprecations of CUDA 13 are kept to: the newer
+// calls first, the older ones only where the driver lacks them.)
 #pragma once
 
 #include <cstdint>
@@ -64,6 +64,8 @@ class NvmlDevice {
   Result<double> power_limit_watts() const;  // the one in force
 
   Result<int> clock_mhz(ClockDomain domain) const;
+  // Graphics clocks that can be locked, at the highest memory clock, ascending.
+  Result<std::vector<int>> supported_clocks_mhz() const;
   Result<uint64_t> clock_event_reasons() const;  // bits; clock_event_names
   Result<int> temperature_celsius() const;
   Result<Utilisation> utilisation() const;
@@ -72,6 +74,7 @@ class NvmlDevice {
 
  private:
   friend class Nvml;
+  friend class ClockControl;
   NvmlDevice(std::shared_ptr<const NvmlLibrary> library, void* handle);
   Result<PowerReading> power(unsigned field) const;
 

@@ -5,8 +5,15 @@
 //   MOEBIUS_STAND_IN_QUERY_STATUS  what device queries answer (0)
 //   MOEBIUS_STAND_IN_ENERGY        what the energy counter answers, call by call after nvmlInit: millijoules,
 //                                  or "!15" for a status; the last one for ever. "5000 6000 !15"
+//   MOEBIUS_STAND_IN_POWER         what the momentary power answers, likewise, in milliwatts (655500)
 //   MOEBIUS_STAND_IN_POWER_SCOPE   "module": power is known only for the module
 //   MOEBIUS_STAND_IN_MIG           1: the card is split
+//   MOEBIUS_STAND_IN_STATE         folder in which locked clocks are kept, as gpu0.locked with "MHZ": what
+//   was
+//                                  locked outlives the process, as on a real GPU; none: they cannot be locked
+//   MOEBIUS_STAND_IN_LOCK_STATUS   what locking and resetting answer (0)
+//   MOEBIUS_STAND_IN_SWITCH_MS     how long the clock reads as before after a change (0); "never": a change
+//                                  is answered with success and swallowed
 #pragma once
 
 #include <cstdlib>
