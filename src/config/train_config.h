@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "config/energy_config.h"
 #include "config/field.h"
 #include "config/model_config.h"
 
@@ -197,6 +198,7 @@ struct RunConfig {
   ScheduleConfig schedule;
   CheckpointConfig checkpoint;
   MemoryConfig memory;
+  EnergyConfig energy;
 };
 
 template <class V>
@@ -208,6 +210,7 @@ void describe(V& v, RunConfig& c) {
   v.section("schedule", c.schedule, "Learning rate over time.");
   v.section("checkpoint", c.checkpoint, "What is saved, and when.");
   v.section("memory", c.memory, "What a step may take.");
+  v.section("energy", c.energy, "Counting of joules and grams of CO2, and the clock governor.");
 }
 
 }  // namespace moebius::config

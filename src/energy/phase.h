@@ -16,11 +16,12 @@ enum class Phase : uint8_t {
   kData,       // waiting for batches, copying them
   kCheckpoint,
   kEvaluation,  // validation and samples of text
+  kStep,        // a step replayed as one graph: its parts are not told apart
   kIdle         // nothing of the above
 };
-inline constexpr size_t kNumPhases = 8;
+inline constexpr size_t kNumPhases = 9;
 inline constexpr std::array<const char*, kNumPhases> kPhaseNames = {
-    "forward", "backward", "reduce", "optimizer", "data", "checkpoint", "evaluation", "idle"};
+    "forward", "backward", "reduce", "optimizer", "data", "checkpoint", "evaluation", "step", "idle"};
 
 inline const char* phase_name(Phase phase) {
   return kPhaseNames[static_cast<size_t>(phase)];

@@ -22,6 +22,10 @@ void Counter::add(double amount) {
   value_.fetch_add(amount, std::memory_order_relaxed);
 }
 
+void Counter::advance_to(double total) {
+  if (const double missing = total - value(); missing > 0) add(missing);
+}
+
 void Gauge::set(double value) {
   value_.store(value, std::memory_order_relaxed);
   is_set_.store(true, std::memory_order_release);

@@ -26,6 +26,8 @@ using Labels = std::vector<std::pair<std::string, std::string>>;
 class Counter {
  public:
   void add(double amount = 1);
+  // For a sum that is kept elsewhere: grows to `total`, and stays where that is less. One thread.
+  void advance_to(double total);
   double value() const { return value_.load(std::memory_order_relaxed); }
 
  private:

@@ -61,6 +61,39 @@ Counter& TrainMetrics::energy_joules() {
   return registry_.counter("moebius_energy_joules_total", "Energy used while training.");
 }
 
+Counter& TrainMetrics::gpu_energy_joules(const std::string& uuid) {
+  return registry_.counter("moebius_gpu_energy_joules_total",
+                           "Energy of the GPU's whole card while training.", {{"UUID", uuid}});
+}
+
+Counter& TrainMetrics::host_energy_joules() {
+  return registry_.counter("moebius_host_energy_joules_total", "Energy of the CPU packages while training.");
+}
+
+Counter& TrainMetrics::phase_energy_joules(const std::string& part, const std::string& phase) {
+  return registry_.counter("moebius_phase_energy_joules_total",
+                           "Energy by the phase of training; phases sum to the counter.",
+                           {{"part", part}, {"phase", phase}});
+}
+
+Counter& TrainMetrics::carbon_grams(const std::string& part, const std::string& zone,
+                                    const std::string& signal) {
+  return registry_.counter("moebius_carbon_grams_total",
+                           "CO2 equivalent of the energy, by the intensity that the labels name.",
+                           {{"part", part}, {"zone", zone}, {"signal", signal}});
+}
+
+Gauge& TrainMetrics::grid_intensity(const std::string& zone, const std::string& signal) {
+  return registry_.gauge("moebius_grid_intensity_grams_per_kwh",
+                         "Carbon intensity of the grid that grams are counted with.",
+                         {{"zone", zone}, {"signal", signal}});
+}
+
+Gauge& TrainMetrics::gpu_clock_hertz(const std::string& uuid, const std::string& kind) {
+  return registry_.gauge("moebius_gpu_clock_hertz", "Clock of the GPU, last reading.",
+                         {{"UUID", uuid}, {"kind", kind}});
+}
+
 Gauge& TrainMetrics::device_memory_bytes() {
   return registry_.gauge("moebius_device_memory_bytes", "Memory held on the accelerator.");
 }

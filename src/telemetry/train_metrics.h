@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "telemetry/metrics.h"
 
@@ -34,6 +35,14 @@ class TrainMetrics {
   Counter& dropped_slots(int64_t layer);
   // Only where a counter is readable.
   Counter& energy_joules();
+  // By the ledger, settled up to the last second or so. UUID is the label of dcgm-exporter.
+  Counter& gpu_energy_joules(const std::string& uuid);
+  Counter& host_energy_joules();
+  // `part`: "gpu" or "host".
+  Counter& phase_energy_joules(const std::string& part, const std::string& phase);
+  Counter& carbon_grams(const std::string& part, const std::string& zone, const std::string& signal);
+  Gauge& grid_intensity(const std::string& zone, const std::string& signal);
+  Gauge& gpu_clock_hertz(const std::string& uuid, const std::string& kind);  // "sm", "memory"
   Gauge& device_memory_bytes();
 
  private:

@@ -91,7 +91,9 @@ Report::Report(const Context& context, telemetry::TrainMetrics& metrics)
       metrics_(metrics),
       progress_(progress_options(context)),
       jsonl_(context.run_dir / "metrics.jsonl", resumed_step(context)),
-      energy_(energy::EnergyCounter::open(context.pci_bus_id)),
+      energy_(
+          {context.config.energy, context.run_dir, context.device, context.pci_bus_id, context.first_step},
+          metrics),
       totals_(totals_until(context.run_dir / "metrics.jsonl", context.first_step)) {}
 
 void Report::validation(int64_t step, const Evaluation& evaluation) {
@@ -112,8 +114,9 @@ std::optional<double> Report::validation_loss() const {
   return evaluation_->second.loss;
 }
 
-void Report::step(const StepNumbers& numbers, double seconds) {
+void Report::step(const StepNumbers& numbers, double seconds, bool waited) {
   last_ = numbers;
+  energy_.step(numbers.step, numbers.num_tokens, waited);
   totals_.tokens += numbers.num_tokens;
   totals_.train_seconds += seconds;
   totals_.skipped_steps += numbers.skipped;
@@ -162,7 +165,7 @@ void Report::step(const StepNumbers& numbers, double seconds) {
     line["device_memory_bytes"] = bytes;
     metrics_.device_memory_bytes().set(static_cast<double>(bytes));
   }
-  if (const std::optional<double> joules = joules_of(energy_.recent_joules())) {
+  if (const std::optional<double> joules = energy_.device_joules()) {
     line["energy_joules"] = *joules;
     metrics_.energy_joules().add(std::max(0.0, *joules - counted_joules_));
     counted_joules_ = std::max(counted_joules_, *joules);
@@ -182,10 +185,6 @@ void Report::step(const StepNumbers& numbers, double seconds) {
   if (progress_.due(numbers.step)) show(numbers);
 }
 
-std::optional<double> Report::joules_of(const energy::EnergyCounter::Reading& reading) const {
-  return context_.device.is_cuda() ? reading.device_joules : reading.host_joules;
-}
-
 void Report::show(const StepNumbers& numbers) {
   const double seconds = mean(recent_seconds_);
   const double rate = static_cast<double>(numbers.num_tokens) / seconds;
@@ -195,7 +194,7 @@ void Report::show(const StepNumbers& numbers) {
   if (context_.peak_flops)
     fields.emplace_back("MFU", fixed(100 * rate * context_.flops_per_token / *context_.peak_flops, 1) + " %");
   fields.emplace_back("", format_bytes(peak_memory_bytes(context_.device)));
-  if (counted_joules_ > 0) fields.emplace_back("", format_count(counted_joules_) + "J");
+  energy_.show(fields);
   if (!numbers.layers.empty()) fields.emplace_back("imbalance", fixed(numbers.max_violation(), 2));
   progress_.update(numbers.step, fields);
 }
@@ -206,6 +205,7 @@ void Report::checkpoint(double seconds) {
 
 void Report::finish() {
   progress_.finish();
+  energy_.finish();
   jsonl_.sync();
 }
 
@@ -246,10 +246,7 @@ void Report::write_summary(const Ending& ending) {
   json["skipped_steps"] = totals_.skipped_steps;
   json["data_wait_seconds"] = ending.data_wait_seconds;
   json["checkpoint_stall_seconds"] = ending.checkpoint_stall_seconds;
-  const energy::EnergyCounter::Reading energy = energy_.joules_since_start();
-  if (const std::optional<double> joules = joules_of(energy)) json["energy_joules"] = *joules;
-  if (context_.device.is_cuda() && energy.host_joules) json["host_energy_joules"] = *energy.host_joules;
-  json["energy_method"] = energy_.method();
+  energy_.add_summary(json);
   json["parameters"] = ending.parameters;
   json["active_parameters"] = ending.active_parameters;
   json["device"] = context_.device_name;

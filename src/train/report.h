@@ -9,11 +9,11 @@
 #include <vector>
 
 #include "config/train_config.h"
-#include "energy/energy_counter.h"
 #include "telemetry/jsonl.h"
 #include "telemetry/metrics.h"
 #include "telemetry/progress.h"
 #include "telemetry/train_metrics.h"
+#include "train/energy_journal.h"
 #include "train/evaluate.h"
 #include "train/step.h"
 
@@ -45,8 +45,11 @@ class Report {
 
   // Validation of a step goes with the numbers of that step: call before them.
   void validation(int64_t step, const Evaluation& evaluation);
-  // A finished step that took `seconds`.
-  void step(const StepNumbers& numbers, double seconds);
+  // A finished step that took `seconds`. `waited`: the host was held up by the device for it.
+  void step(const StepNumbers& numbers, double seconds, bool waited = false);
+  // Marks what the device does; see PhaseTimer.
+  PhaseTimer& phases() { return energy_.timer(); }
+  EnergyJournal& energy() { return energy_; }
   void checkpoint(double seconds);
   void note(const std::string& text) { progress_.note(text); }
   void finish();
@@ -68,14 +71,12 @@ class Report {
  private:
   void show(const StepNumbers& numbers);
   double median_step_seconds() const;
-  // Of the device that the model runs on, since the start of this process.
-  std::optional<double> joules_of(const energy::EnergyCounter::Reading& reading) const;
 
   Context context_;
   telemetry::TrainMetrics& metrics_;
   telemetry::Progress progress_;
   telemetry::JsonlWriter jsonl_;
-  energy::EnergyCounter energy_;
+  EnergyJournal energy_;
   double counted_joules_ = 0;  // by the metric
   Totals totals_;
   StepNumbers last_;

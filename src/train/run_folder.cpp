@@ -21,9 +21,9 @@ bool is_run(const fs::path& folder) {
 }
 
 bool may_change(const std::string& path) {
-  for (const char* prefix :
-       {"train.steps", "train.log_every", "train.eval_", "train.sample_", "train.trace_", "train.max_skipped",
-        "train.recompute", "train.cuda_graph", "memory.", "checkpoint.", "data.prefetch", "data.cache_dir"})
+  for (const char* prefix : {"train.steps", "train.log_every", "train.eval_", "train.sample_", "train.trace_",
+                             "train.max_skipped", "train.recompute", "train.cuda_graph", "memory.",
+                             "checkpoint.", "data.prefetch", "data.cache_dir", "energy."})
     if (path.rfind(prefix, 0) == 0) return true;
   return false;
 }

@@ -101,11 +101,13 @@ TrainStep::MicroLosses TrainStep::accumulate(const nn::TokenBatch& tokens, int64
   nn::DecoderOutput output;
   {
     const telemetry::Span span("forward", "train", micro);
+    mark(energy::Phase::kForward);
     output = decoder_.forward(tokens, options_);
     losses.loss = decoder_.loss(output.hidden_TD, tokens.targets_T, scale);
     total = total_loss(losses, output, scale, num_micro);
   }
   const telemetry::Span span("backward", "train", micro);
+  mark(energy::Phase::kBackward);
   total.backward();
   losses.loss = losses.loss.detach();
   return losses;
@@ -122,6 +124,7 @@ at::Tensor TrainStep::compute(const Work& work) {
     if (micro.mtp.defined()) mtp += micro.mtp;
   }
   const telemetry::Span span("optimizer", "train");
+  mark(energy::Phase::kOptimizer);
   const at::NoGradGuard no_grad;
   const AdamW::Clip clip = optimizer_.clip();
   if (work.scalars.defined()) {
@@ -151,6 +154,7 @@ std::string TrainStep::bucket_key(const std::vector<data::Batch>& micro_batches,
 
 at::Tensor TrainStep::run_in_bucket(Bucket& bucket, Work work, std::vector<data::Batch>& micro_batches) {
   const bool is_new = bucket.tokens.empty();
+  mark(energy::Phase::kData);
   for (size_t i = 0; i < micro_batches.size(); ++i) {
     if (is_new) {
       nn::TokenBatch tokens = to_device(micro_batches[i], decoder_.device());
@@ -172,6 +176,8 @@ at::Tensor TrainStep::run_in_bucket(Bucket& bucket, Work work, std::vector<data:
   const auto body = [this, &bucket, work] { bucket.numbers.copy_(compute(work)); };
   if (bucket.num_steps >= kStepsBeforeRecording && recorder_ && !bucket.graph) {
     const telemetry::Span span("record", "train");
+    // No marks inside: they would become part of the recording.
+    PhaseTimer* const phases = std::exchange(phases_, nullptr);
     try {
       bucket.graph = recorder_->record(body);
       bucket.angles = decoder_.angles();  // stays when a longer table takes its place
@@ -182,9 +188,11 @@ at::Tensor TrainStep::run_in_bucket(Bucket& bucket, Work work, std::vector<data:
       optimizer_.release_gradients();
       recorder_.reset();
     }
+    phases_ = phases;
   }
   if (bucket.graph) {
     const telemetry::Span span("replay", "train");
+    mark(energy::Phase::kStep);
     bucket.graph->replay();
     ++num_replayed_;
   } else {
@@ -215,12 +223,14 @@ PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batc
     numbers = run_in_bucket(buckets_[key], work, micro_batches);
   } else {
     work.tokens = [&](int64_t micro) {
+      mark(energy::Phase::kData);
       return to_device(micro_batches[static_cast<size_t>(micro)], decoder_.device());
     };
     numbers = compute(work);
   }
   if (numbers.is_cpu()) {
     pending.host_ = recorder_ ? numbers.clone() : numbers;
+    mark(energy::Phase::kIdle);
     return pending;
   }
   pending.host_ = at::empty(numbers.sizes(), at::TensorOptions().dtype(at::kFloat).pinned_memory(true));
@@ -228,6 +238,7 @@ PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batc
   const c10::impl::VirtualGuardImpl guard(decoder_.device().type());
   pending.done_.emplace(decoder_.device().type());
   pending.done_->record(guard.getStream(decoder_.device()));
+  mark(energy::Phase::kIdle);
   return pending;
 }
 

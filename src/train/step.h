@@ -19,6 +19,7 @@
 #include "nn/decoder.h"
 #include "ops/graph.h"
 #include "train/optimizer.h"
+#include "train/phase_timer.h"
 
 namespace moebius::train {
 
@@ -63,6 +64,9 @@ class TrainStep {
   // Steps that were replayed so far.
   int64_t num_replayed() const { return num_replayed_; }
 
+  // Phases of the steps are marked there; it outlives the object.
+  void mark_phases(PhaseTimer& timer) { phases_ = &timer; }
+
   // Runs step `step` (from 1) of config.train.steps on its micro-batches. On a device the work is queued,
   // without a host synchronisation, and the numbers follow.
   PendingNumbers run(int64_t step, std::vector<data::Batch>& micro_batches);
@@ -99,6 +103,9 @@ class TrainStep {
   std::string bucket_key(const std::vector<data::Batch>& micro_batches, int64_t num_targets) const;
   at::Tensor run_in_bucket(Bucket& bucket, Work work, std::vector<data::Batch>& micro_batches);
 
+  void mark(energy::Phase phase) {
+    if (phases_ != nullptr) phases_->mark(phase);
+  }
   // Adds the gradients of a micro-batch.
   MicroLosses accumulate(const nn::TokenBatch& tokens, int64_t micro, double scale, int64_t num_micro);
   // What is differentiated; fills in losses.balance and losses.mtp.
@@ -113,6 +120,7 @@ class TrainStep {
   std::unique_ptr<ops::GraphRecorder> recorder_;  // null: steps are not recorded
   std::map<std::string, Bucket> buckets_;
   int64_t num_replayed_ = 0;
+  PhaseTimer* phases_ = nullptr;
 };
 
 }  // namespace moebius::train

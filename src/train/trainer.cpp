@@ -21,6 +21,7 @@
 #include "config/load.h"
 #include "data/loader.h"
 #include "data/prepare.h"
+#include "energy/powerd/live_governor.h"
 #include "ops/device.h"
 #include "telemetry/exporter.h"
 #include "telemetry/trace.h"
@@ -39,6 +40,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// A host that waits for the device longer than this was held up by it, not by the way there and back.
+constexpr double kHeldUpSeconds = 0.0005;
+
 struct DeviceName {
   std::string name = "cpu";
   std::optional<std::string> pci_bus_id;
@@ -49,6 +53,18 @@ DeviceName name_of(at::Device device) {
   kernels::DeviceInfo info{};
   if (!ops::cuda_plugin()->device_info(device.index(), &info)) return {"cuda", {}};
   return {info.name, info.pci_bus_id};
+}
+
+energy::powerd::LiveOptions governor_options(const config::EnergyConfig& config,
+                                             const std::string& gpu_name) {
+  energy::powerd::LiveOptions options;
+  options.mode = energy::clocks::mode_named(config.governor);
+  options.epsilon = config.governor_epsilon;
+  options.fixed_mhz = static_cast<int>(config.governor_mhz);
+  options.profile = config.governor_profile;
+  options.socket = config.governor_socket;
+  options.gpu_name = gpu_name;
+  return options;
 }
 
 // What came with an imported model goes on with the runs that begin from it.
@@ -122,6 +138,7 @@ class Run {
   std::optional<data::ValidationSet> validation_;
 
   std::optional<Report> report_;
+  std::optional<energy::powerd::LiveGovernor> governor_;
   std::vector<data::Batch> micro_batches_;
   std::optional<PendingNumbers> pending_;
   double step_began_ = 0;
@@ -134,11 +151,14 @@ class Run {
 
 void Run::settle(bool validates) {
   if (!pending_) return;
+  const double asked = steady_seconds();
   const StepNumbers numbers = pending_->get();
   pending_.reset();
+  const bool waited = steady_seconds() - asked > kHeldUpSeconds;
   const double seconds = steady_seconds() - step_began_;
   if (validates) validate(numbers.step);
-  report_->step(numbers, seconds);
+  report_->step(numbers, seconds, waited);
+  if (governor_) governor_->after_step(seconds);
   step_began_ = steady_seconds();
   broken_in_a_row_ = numbers.skipped ? broken_in_a_row_ + 1 : 0;
   if (broken_in_a_row_ >= config_.train.max_skipped) fail_when_broken(numbers);
@@ -158,6 +178,7 @@ Result<void> Run::save(int64_t step) {
   if (saved_step_ == step) return {};
   const telemetry::Span span("checkpoint", "train");
   const double begin = steady_seconds();
+  report_->phases().mark(energy::Phase::kCheckpoint);
   ckpt::CheckpointMeta meta;
   meta.step = step;
   meta.config = config::dump(options_.config, config::DumpStyle::kMinimal);
@@ -168,6 +189,7 @@ Result<void> Run::save(int64_t step) {
   if (sources_.tokenizer) state["tokenizer_fingerprint"] = sources_.tokenizer->fingerprint();
   meta.state_json = state.dump();
   Result<void> result = checkpointer_.save(meta, groups_);
+  report_->phases().mark(energy::Phase::kIdle);
   saved_step_ = step;
   report_->checkpoint(steady_seconds() - begin);
   checkpoint_stall_seconds_ += checkpointer_.stall_seconds();
@@ -180,15 +202,20 @@ void Run::save_and_go_on(int64_t step) {
 }
 
 void Run::validate(int64_t step) {
-  if (validation_ && validation_->num_batches() > 0)
-    report_->validation(step, evaluate(*model_, *validation_, config_.train.eval_batches));
+  if (!validation_ || validation_->num_batches() == 0) return;
+  report_->phases().mark(energy::Phase::kEvaluation);
+  const Evaluation evaluation = evaluate(*model_, *validation_, config_.train.eval_batches);
+  report_->phases().mark(energy::Phase::kIdle);
+  report_->validation(step, evaluation);
 }
 
 void Run::save_at_end(int64_t step) {
   Result<void> result = save(step);
   if (config_.checkpoint.background) {
     if (!result.ok()) log_error(result.error().message);  // of an earlier one
+    report_->phases().mark(energy::Phase::kCheckpoint);
     result = checkpointer_.finish();
+    report_->phases().mark(energy::Phase::kIdle);
   }
   if (!result.ok()) {
     report_->finish();
@@ -204,7 +231,10 @@ std::string Run::sample() {
   options.generate.max_tokens = config_.train.sample_tokens;
   options.generate.sampling.temperature = config_.train.sample_temperature;
   options.generate.sampling.seed = static_cast<uint64_t>(config_.train.seed);
-  return sample_text(*model_, *sources_.tokenizer, options);
+  report_->phases().mark(energy::Phase::kEvaluation);
+  std::string text = sample_text(*model_, *sources_.tokenizer, options);
+  report_->phases().mark(energy::Phase::kIdle);
+  return text;
 }
 
 // What falls due when `step` is done. Nothing here counts as training time.
@@ -249,6 +279,9 @@ TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
                       .peak_flops = peak_bf16_flops(device.name),
                       .pci_bus_id = device.pci_bus_id},
       metrics_);
+  step_.mark_phases(report_->phases());
+  if (config_.energy.governor != "off")
+    governor_.emplace(governor_options(config_.energy, device.name), report_->energy().gpu());
   data::Loader loader(
       std::move(batches),
       {.first_step = first_step_, .micro_batches = num_micro, .depth = config_.data.prefetch});
@@ -265,6 +298,7 @@ TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
       const telemetry::Span span("step", "train", step);
       {
         const telemetry::Span wait("data", "train");
+        report_->phases().mark(energy::Phase::kData);
         for (data::Batch& batch : micro_batches_) std::swap(batch, loader.next());
       }
       PendingNumbers next = step_.run(step, micro_batches_);
@@ -283,6 +317,10 @@ TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
   if (config_.checkpoint.at_end) save_at_end(result.steps);
   if (!result.interrupted) result.sample = sample();
   report_->finish();
+  if (governor_)
+    report_->energy().set_governor(concat(config_.energy.governor, ": ", governor_->description(), ", ",
+                                          governor_->num_switches(), " changes of clock"));
+  governor_.reset();  // clocks are the driver's again
   report_->write_summary({.interrupted = result.interrupted,
                           .wall_seconds = steady_seconds() - begin,
                           .data_wait_seconds = loader.wait_seconds(),
@@ -376,6 +414,10 @@ TrainResult train(const TrainOptions& options) {
   const Plan plan = make_plan(config, options.device.is_cuda());
   if (const std::optional<int64_t> available = available_memory(options.device))
     check_memory_fits(plan, *available);
+
+  // Both refuse what cannot serve before the folder is touched.
+  grid_of(config.energy);
+  check_governor(governor_options(config.energy, name_of(options.device).name));
 
   const ckpt::RunLock lock = open_run_folder(options.run_dir, options.mode);
   write_file_atomic(options.run_dir / "config.toml", config::dump(options.config, config::DumpStyle::kFull));
