@@ -13,6 +13,7 @@
 #include "cli/convert_command.h"
 #include "cli/data_command.h"
 #include "cli/doctor_command.h"
+#include "cli/energy_command.h"
 #include "cli/eval_command.h"
 #include "cli/generate_command.h"
 #include "cli/plan_command.h"
@@ -35,6 +36,7 @@ int run(int argc, char** argv) {
   add_convert_command(app);
   add_verify_command(app);
   add_queue_command(app);
+  add_energy_command(app);
   add_bench_command(app);
   add_doctor_command(app);
   try {
