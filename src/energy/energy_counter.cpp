@@ -121,21 +121,10 @@ struct EnergyCounter::State {
   std::optional<NvmlDevice> gpu;
   std::string method;
 
-  std::mutex mutex;  // guards the meters, and what follows
-  Reading last;
-  double last_seconds = -std::numeric_limits<double>::infinity();
-  double cost_seconds = 0;  // of the last reading
+  std::mutex mutex;  // guards the meters
 
   std::condition_variable_any stopping;
   std::jthread background;  // last member: it is joined before the others go
-
-  Reading read() {
-    const double begin = clock->seconds();
-    last = {device.joules(*clock), host.joules(*clock)};
-    last_seconds = clock->seconds();
-    cost_seconds = last_seconds - begin;
-    return last;
-  }
 
   void read_every(double interval_seconds) {
     background = std::jthread([this, interval_seconds](const std::stop_token& stop) {
@@ -168,14 +157,17 @@ EnergyCounter& EnergyCounter::operator=(EnergyCounter&&) noexcept = default;
 
 EnergyCounter::Reading EnergyCounter::joules_since_start() {
   const std::scoped_lock lock(state_->mutex);
-  return state_->read();
+  return {state_->device.joules(*state_->clock), state_->host.joules(*state_->clock)};
 }
 
-EnergyCounter::Reading EnergyCounter::recent_joules() {
+std::optional<double> EnergyCounter::device_joules() {
   const std::scoped_lock lock(state_->mutex);
-  const double since = state_->clock->seconds() - state_->last_seconds;
-  if (since < state_->cost_seconds / kMaxShare) return state_->last;
-  return state_->read();
+  return state_->device.joules(*state_->clock);
+}
+
+std::optional<double> EnergyCounter::host_joules() {
+  const std::scoped_lock lock(state_->mutex);
+  return state_->host.joules(*state_->clock);
 }
 
 const std::string& EnergyCounter::method() const {

@@ -43,13 +43,12 @@ class EnergyCounter {
   struct Reading {
     std::optional<double> device_joules, host_joules;
   };
-  // Reads the counters now: for the end of a run or of a long phase. NVML's takes up to milliseconds and
-  // advances only every few tens of them, so a difference over less than a second means little.
+  // Reads the counters now. NVML's takes up to milliseconds and advances only every few tens of them, so a
+  // difference over less than a second means little; for phases: energy/run_ledger.h.
   Reading joules_since_start();
-  // For every step: reads again only when reading takes less than kMaxShare of the time in between, and gives
-  // the last reading otherwise.
-  Reading recent_joules();
-  static constexpr double kMaxShare = 0.002;
+  // One of the two alone: reading NVML's counter took 3 ms on an H200, RAPL's some microseconds.
+  std::optional<double> device_joules();
+  std::optional<double> host_joules();
 
   // "device: NVML total energy counter; host: RAPL package-0 + dram"; "none" with its reason in brackets in
   // place of what was not there at the start.

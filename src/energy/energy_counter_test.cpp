@@ -174,30 +174,6 @@ TEST_F(EnergyCounterTest, one_package_that_disappears_leaves_no_part_of_the_sum)
   EXPECT_EQ(std::count(warnings.begin(), warnings.end(), '\n'), 1) << warnings;
 }
 
-// A clock whose every look takes its time, as if reading were slow.
-class SlowClock final : public Clock {
- public:
-  double seconds() const override { return now_ += 0.001; }
-  double unix_seconds() const override { return now_; }
-  void advance(double seconds) { now_ += seconds; }
-
- private:
-  mutable double now_ = 0;
-};
-
-TEST_F(EnergyCounterTest, recent_readings_cost_a_bounded_share_of_time) {
-  SlowClock clock;
-  sources_.clock = &clock;
-  settings_.set("ENERGY", "5000000 5100000 5200000 5300000");
-  EnergyCounter counter = EnergyCounter::open(kGpuAddress, sources_);
-  EXPECT_EQ(counter.recent_joules().device_joules, 100);
-  clock.advance(0.9);  // a reading took 2 ms, so 1 s must pass
-  EXPECT_EQ(counter.recent_joules().device_joules, 100);
-  clock.advance(0.2);
-  EXPECT_EQ(counter.recent_joules().device_joules, 200);
-  EXPECT_EQ(counter.joules_since_start().device_joules, 300);
-}
-
 TEST_F(EnergyCounterTest, watches_counters_that_wrap_in_the_background) {
   // A reset that the caller's own readings cannot see: the counter is beyond its start again at the end.
   put_domain("intel-rapl:0", "package-0", 30'000);

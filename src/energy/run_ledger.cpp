@@ -14,11 +14,8 @@
 namespace moebius::energy {
 namespace {
 
-// A sample may take this share of the time to the next: 0.4 % of one thread.
-constexpr double kMaxSampleShare = 0.004;
-constexpr double kLongestSampleSeconds = 1;
-// Clocks change slowly and cost a call each: read with every so-manieth sample.
-constexpr int64_t kClocksEvery = 25;
+// A sample may take this share of the time to the next, of one thread.
+constexpr double kMaxSampleShare = 0.002;
 
 double process_cpu_seconds() {
   timespec time{};
@@ -52,11 +49,16 @@ struct Book {
 
 }  // namespace
 
+double sample_interval(double cost_seconds, double aim_seconds) {
+  return std::max(aim_seconds, cost_seconds / kMaxSampleShare);
+}
+
 struct RunLedger::State {
   RunLedgerOptions options;
   EnergyCounter counter;
   std::string uuid;
   double begin_seconds = 0, begin_cpu_seconds = 0;
+  double counter_due = 0;  // when the GPU's counter is read next; of the sampling thread alone
 
   mutable std::mutex mutex;  // guards what follows
   std::optional<Book> gpu, host;
@@ -95,40 +97,47 @@ struct RunLedger::State {
     }
   }
 
-  // Reads outside the lock: NVML may take its time, and the training thread must not wait for it.
-  double take_sample() {
+  // Reads outside the lock: NVML may take its time, and the training thread must not wait for it. Seconds
+  // that it took, without the GPU's counter and clocks, which have an interval of their own.
+  double take_sample(bool all = false) {
     const double begin = now();
-    const EnergyCounter::Reading reading = counter.joules_since_start();
-    std::optional<double> watts;
-    GpuState state;
-    int64_t sampled = 0;
-    {
-      const std::scoped_lock lock(mutex);
-      sampled = cost.num_samples;
-      state = gpu_state;
+    EnergyCounter::Reading reading;
+    if (host && !host->estimated) reading.host_joules = counter.host_joules();
+    const bool counts = gpu && gpu->has_counter && (all || begin >= counter_due);
+    double counted_at = begin, rare_cost = 0;
+    std::optional<double> sm_mhz, memory_mhz;
+    if (gpu && (counts || begin >= counter_due)) {
+      const double rare_begin = now();
+      if (counts) reading.device_joules = counter.device_joules();
+      counted_at = now();
+      const auto mhz = [&](ClockDomain domain) {
+        const Result<int> clock = counter.device()->clock_mhz(domain);
+        return clock ? std::optional<double>(*clock) : std::nullopt;
+      };
+      sm_mhz = mhz(ClockDomain::kSm);
+      memory_mhz = mhz(ClockDomain::kMemory);
+      rare_cost = now() - rare_begin;
+      counter_due = now() + sample_interval(rare_cost, options.counter_seconds);
     }
+    std::optional<double> watts;
     if (gpu) {
       if (const auto power = counter.device()->instant_power()) {
         watts = power->watts;
       } else if (const auto average = counter.device()->average_power()) {
         watts = average->watts;
       }
-      state.watts = watts;
-      if (sampled % kClocksEvery == 0) {
-        const auto value = [](const Result<int>& mhz) {
-          return mhz ? std::optional<double>(*mhz) : std::nullopt;
-        };
-        state.sm_mhz = value(counter.device()->clock_mhz(ClockDomain::kSm));
-        state.memory_mhz = value(counter.device()->clock_mhz(ClockDomain::kMemory));
-      }
     }
     const double cpu = process_cpu_seconds() - begin_cpu_seconds;
     const double end = now();
     const std::scoped_lock lock(mutex);
-    gpu_state = state;
     if (gpu) {
+      gpu_state.watts = watts;
+      if (rare_cost > 0 || counts) {
+        gpu_state.sm_mhz = sm_mhz;
+        gpu_state.memory_mhz = memory_mhz;
+      }
       if (watts) gpu->ledger.add_power(end, *watts);
-      if (gpu->has_counter) gpu->see_counter(end, reading.device_joules);
+      if (counts) gpu->see_counter(counted_at, reading.device_joules);
     }
     if (host) {
       host->see_counter(
@@ -137,7 +146,7 @@ struct RunLedger::State {
     ++cost.num_samples;
     cost.seconds += end - begin;
     cost.share = end > begin_seconds ? cost.seconds / (end - begin_seconds) : 0;
-    return end - begin;
+    return end - begin - rare_cost;
   }
 
   void settle_book(std::optional<Book>& book, double until, bool finish) {
@@ -185,9 +194,12 @@ RunLedger::RunLedger(RunLedgerOptions options) : state_(std::make_unique<State>(
   state.spans_until = state.begin_seconds;
   state.begin_cpu_seconds = process_cpu_seconds();
   state.open_books();
-  // The counters' own zero is the first point.
-  if (state.gpu && state.gpu->has_counter) state.gpu->see_counter(state.begin_seconds, 0);
-  if (state.host) state.host->see_counter(state.begin_seconds, 0);
+  // The counters' own zero is the first point; it is no reading yet.
+  for (std::optional<Book>* book : {&state.gpu, &state.host}) {
+    if (!*book || !(*book)->has_counter) continue;
+    (*book)->see_counter(state.begin_seconds, 0);
+    (*book)->counter_now.reset();
+  }
   if (!state.options.background || (!state.gpu && !state.host)) return;
   state.thread = std::jthread([&state](const std::stop_token& stop) {
     std::mutex mutex;
@@ -196,7 +208,7 @@ RunLedger::RunLedger(RunLedgerOptions options) : state_(std::make_unique<State>(
     while (!state.stopping.wait_for(lock, stop, std::chrono::duration<double>(wait),
                                     [&] { return stop.stop_requested(); })) {
       const double cost = state.take_sample();
-      wait = std::clamp(cost / kMaxSampleShare, state.options.sample_seconds, kLongestSampleSeconds);
+      wait = sample_interval(cost, state.options.sample_seconds);
     }
   });
 }
@@ -226,7 +238,7 @@ void RunLedger::finish() {
     state_->thread.request_stop();
     state_->thread.join();
   }
-  state_->take_sample();
+  state_->take_sample(/*all=*/true);
   const std::scoped_lock lock(state_->mutex);
   state_->settle_until(state_->now(), /*finish=*/true);
 }
@@ -236,8 +248,12 @@ RunLedger::Totals RunLedger::totals() const {
   return {state_->part_of(state_->gpu), state_->part_of(state_->host), state_->now() - state_->begin_seconds};
 }
 
-EnergyCounter::Reading RunLedger::recent_joules() {
-  return state_->counter.recent_joules();
+EnergyCounter::Reading RunLedger::recent_joules() const {
+  const std::scoped_lock lock(state_->mutex);
+  EnergyCounter::Reading reading;
+  if (state_->gpu) reading.device_joules = state_->gpu->counter_now;
+  if (state_->host && !state_->host->estimated) reading.host_joules = state_->host->counter_now;
+  return reading;
 }
 
 const std::string& RunLedger::method() const {

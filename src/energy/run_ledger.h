@@ -26,9 +26,14 @@ struct RunLedgerOptions {
   EnergySources sources;
   double cpu_watts_per_core = 0;  // for the estimate; 0: none
   GridIntensity grid;
-  double sample_seconds = 0.02;  // aim; longer where one reading takes more than 1/250 of it
+  double sample_seconds = 0.02;  // aim for power and RAPL; see sample_interval
+  double counter_seconds = 1;    // likewise for NVML's counter, which is dearer to read
   bool background = true;        // false: only sample() samples (tests)
 };
+
+// Seconds to the next sample after one that took `cost_seconds`: the aim, or so long that samples take at
+// most 0.4 % of the time.
+double sample_interval(double cost_seconds, double aim_seconds);
 
 class RunLedger {
  public:
@@ -39,7 +44,7 @@ class RunLedger {
 
   // In order; on the clock of the sources.
   void add(const PhaseSpan& span);
-  // One reading of everything now.
+  // A reading now of all that is due.
   void sample();
   // Attributes what lies before the end of the last span.
   void settle();
@@ -62,8 +67,8 @@ class RunLedger {
   };
   Totals totals() const;
 
-  // What the counters say now, settled or not; as EnergyCounter::recent_joules.
-  EnergyCounter::Reading recent_joules();
+  // What the counters said at the last sample, settled or not; never an estimate. Costs no reading.
+  EnergyCounter::Reading recent_joules() const;
   const std::string& method() const;  // of the counters, or why there is none
   const GridIntensity& grid() const;
   std::optional<double> intensity_now() const;  // g/kWh

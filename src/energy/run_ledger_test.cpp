@@ -23,6 +23,7 @@ class RunLedgerTest : public ::testing::Test {
     options_.sources.clock = &clock_;
     options_.sources.background_seconds = 0;
     options_.background = false;
+    options_.counter_seconds = 0;  // with every sample
   }
 
   // 20 s of steps of 0.5 s: forward 0.2 s at 600 W, backward 0.3 s at 400 W. Samples every 50 ms, counter
@@ -73,8 +74,30 @@ TEST_F(RunLedgerTest, phases_of_a_recorded_run_sum_to_the_counter) {
   EXPECT_NEAR(*totals.gpu->sampled_joules / *totals.gpu->counter_joules, 460.0 / 480, 0.02);
   EXPECT_NEAR(*totals.gpu->grams, totals.gpu->total_joules / 3.6e6 * 360, 1e-9);
   EXPECT_FALSE(totals.host);
+  EXPECT_EQ(ledger.recent_joules().device_joules, totals.gpu->counter_joules);
   EXPECT_EQ(ledger.gpu_uuid(), "GPU-00000000-0000-0000-0000-000000000000");
   EXPECT_EQ(ledger.gpu_state().sm_mhz, 1980);
+}
+
+TEST(SampleInterval, keeps_samples_below_half_a_percent_of_the_time) {
+  EXPECT_EQ(sample_interval(1e-5, 0.02), 0.02);
+  EXPECT_EQ(sample_interval(1e-3, 0.02), 0.5);
+  for (const double cost : {1e-6, 1e-4, 1e-2, 1.0}) EXPECT_LE(cost / sample_interval(cost, 0.02), 0.0025);
+}
+
+TEST_F(RunLedgerTest, a_counter_that_is_read_once_a_second_gives_the_same) {
+  record();
+  // 240 J a step, seen with the samples at 0.05 s, 1.05 s, … and at the end.
+  std::string energy = "1000000 ";
+  for (int second = 0; second < 20; ++second) energy += concat(1'000'000 + second * 480'000, " ");
+  settings_.set("ENERGY", energy + "10600000");
+  options_.counter_seconds = 0.99;
+  RunLedger ledger(options_);
+  const RunLedger::Totals totals = follow(ledger);
+  ASSERT_TRUE(totals.gpu);
+  EXPECT_NEAR(*totals.gpu->counter_joules, 40 * 240, 1e-6);
+  EXPECT_NEAR(totals.gpu->total_joules / *totals.gpu->counter_joules, 1, 0.02);
+  EXPECT_NEAR(totals.gpu->joules[0] / totals.gpu->joules[1], 1, 0.05);
 }
 
 TEST_F(RunLedgerTest, without_a_counter_power_is_integrated_and_the_method_says_so) {

@@ -84,7 +84,7 @@ void EnergyJournal::step(int64_t step, int64_t num_tokens, bool waited) {
   if (last_.seconds - written_seconds_ >= std::max(kFirstInterval, kLaterShare * last_.seconds)) write_line();
 }
 
-std::optional<double> EnergyJournal::device_joules() {
+std::optional<double> EnergyJournal::device_joules() const {
   const energy::EnergyCounter::Reading reading = ledger_.recent_joules();
   return context_.device.is_cuda() ? reading.device_joules : reading.host_joules;
 }

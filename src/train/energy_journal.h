@@ -39,8 +39,8 @@ class EnergyJournal {
 
   // After a step whose numbers are known. `waited`: see PhaseTimer::take.
   void step(int64_t step, int64_t num_tokens, bool waited);
-  // The device's joules since this process began, as its counter says; see EnergyCounter::recent_joules.
-  std::optional<double> device_joules();
+  // The device's joules since this process began, as its counter said at the last sample; costs no reading.
+  std::optional<double> device_joules() const;
   void show(telemetry::ProgressFields& fields) const;
   // Last attributions. Then the members of summary.json.
   void finish();
