@@ -1,19 +1,25 @@
 #include "telemetry/exporter.h"
 
+#include <civetweb.h>
 #include <netdb.h>
-#include <prometheus/collectable.h>
-#include <prometheus/exposer.h>
 #include <prometheus/metric_family.h>
+#include <prometheus/text_serializer.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <condition_variable>
 #include <cstring>
+#include <string_view>
+#include <thread>
 
+#include "base/clock.h"
 #include "base/concat.h"
 #include "base/error.h"
+#include "telemetry/history.h"
+#include "telemetry/status_page.h"
 
 namespace moebius::telemetry {
 namespace {
@@ -89,43 +95,86 @@ prometheus::ClientMetric to_metric(const Family::Sample& sample, MetricKind kind
   return metric;
 }
 
-class Collector : public prometheus::Collectable {
- public:
-  explicit Collector(const Registry& registry) : registry_(registry) {}
-
-  std::vector<prometheus::MetricFamily> Collect() const override {
-    std::vector<prometheus::MetricFamily> families;
-    for (const Family& family : registry_.collect()) {
-      prometheus::MetricFamily out;
-      out.name = family.name;
-      out.help = family.help;
-      out.type = family.kind == MetricKind::counter ? prometheus::MetricType::Counter
-                 : family.kind == MetricKind::gauge ? prometheus::MetricType::Gauge
-                                                    : prometheus::MetricType::Histogram;
-      for (const Family::Sample& sample : family.samples)
-        out.metric.push_back(to_metric(sample, family.kind));
-      families.push_back(std::move(out));
-    }
-    return families;
+std::string to_text(const Registry& registry) {
+  std::vector<prometheus::MetricFamily> families;
+  for (const Family& family : registry.collect()) {
+    prometheus::MetricFamily out;
+    out.name = family.name;
+    out.help = family.help;
+    out.type = family.kind == MetricKind::counter ? prometheus::MetricType::Counter
+               : family.kind == MetricKind::gauge ? prometheus::MetricType::Gauge
+                                                  : prometheus::MetricType::Histogram;
+    for (const Family::Sample& sample : family.samples) out.metric.push_back(to_metric(sample, family.kind));
+    families.push_back(std::move(out));
   }
+  return prometheus::TextSerializer().Serialize(families);
+}
 
- private:
-  const Registry& registry_;
-};
+void send(mg_connection* connection, const char* type, std::string_view body) {
+  mg_printf(connection,
+            "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %zu\r\nCache-Control: no-store\r\n"
+            "X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n",
+            type, body.size());
+  mg_write(connection, body.data(), body.size());
+}
 
 }  // namespace
 
 struct Exporter::Server {
-  Server(const Registry& registry, Address where)
-      : address(std::move(where)),
-        collector(std::make_shared<Collector>(registry)),
-        exposer(address.text(), 1) {  // one thread: a scraper, not a crowd
-    exposer.RegisterCollectable(collector);
-    address.port = exposer.GetListeningPorts().at(0);
+  Server(const Registry& registry_in, Address where)
+      : registry(registry_in), history(registry_in), address(std::move(where)) {
+    // Two threads: a scraper and a browser, not a crowd.
+    const std::string listening = address.text();
+    const char* options[] = {"listening_ports", listening.c_str(), "num_threads", "2", nullptr};
+    const mg_callbacks none{};
+    context = mg_start(&none, this, options);
+    if (context == nullptr) throw std::runtime_error("the server does not start");
+    mg_set_request_handler(context, "/", answer, this);
+    mg_server_port port{};
+    if (mg_get_server_ports(context, 1, &port) == 1) address.port = port.port;
+    sampler = std::thread([this] { sample(); });
   }
+  ~Server() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      ending = true;
+    }
+    ended.notify_all();
+    sampler.join();
+    mg_stop(context);
+  }
+
+  static int answer(mg_connection* connection, void* self) {
+    const Server& server = *static_cast<Server*>(self);
+    const std::string_view uri = mg_get_request_info(connection)->local_uri;
+    if (uri == "/metrics") {
+      send(connection, "text/plain; version=0.0.4; charset=utf-8", to_text(server.registry));
+    } else if (uri == "/history.json") {
+      send(connection, "application/json", server.history.json());
+    } else if (uri == "/") {
+      send(connection, "text/html; charset=utf-8", status_page());
+    } else {
+      return mg_send_http_error(connection, 404, "%s", "there is /, /metrics and /history.json");
+    }
+    return 200;
+  }
+
+  void sample() {
+    std::unique_lock<std::mutex> lock(mutex);
+    while (!ending) {
+      history.sample(system_clock().unix_seconds());
+      ended.wait_for(lock, std::chrono::seconds(1));
+    }
+  }
+
+  const Registry& registry;
+  History history;
   Address address;
-  std::shared_ptr<Collector> collector;
-  prometheus::Exposer exposer;
+  mg_context* context = nullptr;
+  std::mutex mutex;
+  std::condition_variable ended;
+  bool ending = false;
+  std::thread sampler;
 };
 
 Exporter::Exporter(const Registry& registry, const std::string& address) {

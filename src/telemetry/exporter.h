@@ -1,4 +1,5 @@
-// Serves a Registry as Prometheus text on http://HOST:PORT/metrics while it lives.
+// Serves a Registry while it lives: Prometheus text on http://HOST:PORT/metrics, a page for people on / that
+// draws it, with the numbers' past since the start (/history.json).
 #pragma once
 
 #include <memory>

@@ -22,14 +22,14 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 
 // Body of GET /metrics from this machine.
-std::string scrape(int port) {
+std::string scrape(int port, const std::string& path = "/metrics") {
   const int fd = socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_port = htons(static_cast<uint16_t>(port));
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   if (connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) return "no connection";
-  const std::string request = "GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n";
+  const std::string request = "GET " + path + " HTTP/1.0\r\nHost: localhost\r\n\r\n";
   EXPECT_EQ(write(fd, request.data(), request.size()), static_cast<ssize_t>(request.size()));
   std::string answer;
   std::array<char, 4096> buffer;
@@ -71,6 +71,20 @@ TEST(Exporter, serves_the_registry_on_loopback) {
   EXPECT_THAT(text, Not(HasSubstr("moebius_validation_loss")));  // never set
   metrics.loss.set(2);
   EXPECT_THAT(scrape(exporter.port()), HasSubstr("moebius_train_loss 2\n"));
+}
+
+TEST(Exporter, serves_a_page_that_needs_nothing_else) {
+  Registry registry;
+  TrainMetrics metrics(registry);
+  fill(metrics);
+  const Exporter exporter(registry, "0");
+  const std::string page = scrape(exporter.port(), "/");
+  EXPECT_THAT(page, HasSubstr("<title>Moebius</title>"));
+  EXPECT_THAT(page, HasSubstr("</html>"));
+  for (const char* outside : {"http:", "https:", "src=", "@import", "url("})
+    EXPECT_THAT(page, Not(HasSubstr(outside)));
+  EXPECT_THAT(scrape(exporter.port(), "/history.json"), HasSubstr("\"moebius_train_loss\":["));
+  EXPECT_THAT(scrape(exporter.port(), "/etc/passwd"), HasSubstr("there is /, /metrics and /history.json"));
 }
 
 TEST(Exporter, promtool_finds_nothing_to_complain_about) {
