@@ -43,6 +43,8 @@ int run(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::Success& asked) {  // --help, --version
     return app.exit(asked);
+  } catch (const CLI::RuntimeError& asked) {  // a command that ends with a code of its own
+    return asked.get_exit_code();
   } catch (const CLI::ParseError& error) {
     app.exit(error);
     return kExitUserError;

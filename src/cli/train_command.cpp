@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "ckpt/folder.h"
 #include "cli/config_files.h"
 #include "config/docs.h"
 #include "config/dump.h"
@@ -17,10 +18,12 @@
 namespace moebius::cli {
 namespace {
 
+constexpr int kExitInterrupted = 75;  // EX_TEMPFAIL: not done, start me again
+
 struct TrainArguments {
   std::string config, run_dir, device = "auto", metrics_address, dump;
   std::vector<std::string> overrides;
-  bool resume = false, overwrite = false, trace = false;
+  bool resume = false, overwrite = false, go_on = false, trace = false;
   int threads = 0;
 };
 
@@ -35,7 +38,8 @@ void print_config(const TrainArguments& arguments) {
       arguments.dump == "full" ? config::DumpStyle::kFull : config::DumpStyle::kMinimal);
 }
 
-train::RunMode mode_of(const TrainArguments& arguments) {
+train::RunMode mode_of(const TrainArguments& arguments, const std::filesystem::path& run_dir) {
+  if (arguments.go_on) return train::mode_to_go_on(run_dir);
   if (arguments.resume) return train::RunMode::resume;
   return arguments.overwrite ? train::RunMode::overwrite : train::RunMode::fresh;
 }
@@ -51,7 +55,14 @@ void run_train(const TrainArguments& arguments) {
   options.run_dir = arguments.run_dir.empty()
                         ? std::filesystem::path("runs") / std::filesystem::path(arguments.config).stem()
                         : std::filesystem::path(arguments.run_dir);
-  options.mode = mode_of(arguments);
+  options.mode = mode_of(arguments, options.run_dir);
+  if (arguments.go_on && options.mode == train::RunMode::resume) {
+    const int64_t done = ckpt::list_steps(options.run_dir).back();
+    if (done >= options.config.train.steps) {
+      std::cout << "done already: step " << done << "; results in " << options.run_dir.string() << "\n";
+      return;
+    }
+  }
   options.device = ops::choose_device(arguments.device);
   if (!arguments.metrics_address.empty()) options.metrics_address = arguments.metrics_address;
   options.trace = arguments.trace;
@@ -60,7 +71,9 @@ void run_train(const TrainArguments& arguments) {
   std::cout << (result.interrupted ? "interrupted after step " : "done: step ") << result.steps;
   if (result.validation_loss) std::cout << ", validation loss " << *result.validation_loss;
   std::cout << "; results in " << options.run_dir.string() << "\n";
-  if (result.interrupted) std::cout << "go on with the same command and --resume\n";
+  if (!result.interrupted) return;
+  if (arguments.go_on) throw CLI::RuntimeError(kExitInterrupted);
+  std::cout << "go on with the same command and --resume\n";
 }
 
 }  // namespace
@@ -79,6 +92,13 @@ void add_train_command(CLI::App& app) {
       ->check(CLI::PositiveNumber);
   CLI::Option* resume = command->add_flag("--resume", arguments->resume, "Go on from the newest checkpoint");
   command->add_flag("--overwrite", arguments->overwrite, "Replace the run that is there")->excludes(resume);
+  command
+      ->add_flag(
+          "--continue", arguments->go_on,
+          "Resume where there is a checkpoint, start where there is none; nothing when the run is done. "
+          "Ends with code 75 when interrupted (for `moebius queue`)")
+      ->excludes("--resume")
+      ->excludes("--overwrite");
   command->add_option("--metrics-port", arguments->metrics_address,
                       "Serve Prometheus metrics on this port (or HOST:PORT); 0 takes a free one");
   command->add_flag("--trace", arguments->trace,

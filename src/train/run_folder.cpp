@@ -55,6 +55,12 @@ void check_run_folder(const fs::path& folder, RunMode mode) {
                      "--overwrite to start anew, or another folder with --run");
 }
 
+RunMode mode_to_go_on(const fs::path& folder) {
+  if (!fs::is_directory(folder) || is_empty_or_missing(folder)) return RunMode::fresh;
+  if (!ckpt::list_steps(folder).empty()) return RunMode::resume;
+  return is_run(folder) ? RunMode::overwrite : RunMode::fresh;
+}
+
 ckpt::RunLock open_run_folder(const fs::path& folder, RunMode mode) {
   make_folders(folder);
   ckpt::RunLock lock(folder);

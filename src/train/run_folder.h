@@ -17,6 +17,10 @@ enum class RunMode : uint8_t {
   overwrite  // remove the run that is there
 };
 
+// For a command that is started again until the run is done: resume where there is a checkpoint, overwrite a
+// run that was stopped before its first one, fresh otherwise.
+RunMode mode_to_go_on(const std::filesystem::path& folder);
+
 // Looks, and changes nothing: UserError when `mode` does not fit what is there (a run exists, nothing to
 // resume, a folder that is not a run is not overwritten).
 void check_run_folder(const std::filesystem::path& folder, RunMode mode);

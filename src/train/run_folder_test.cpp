@@ -30,6 +30,16 @@ TEST(RunFolder, an_existing_run_needs_a_decision) {
   EXPECT_EQ(refusal(folder.path(), RunMode::overwrite), "");
 }
 
+TEST(RunFolder, going_on_starts_what_has_no_checkpoint) {
+  const TestFolder folder;
+  EXPECT_EQ(mode_to_go_on(folder / "new"), RunMode::fresh);
+  EXPECT_EQ(mode_to_go_on(folder.path()), RunMode::fresh);
+  write_file_atomic(folder / "thesis.txt", "years of work");
+  EXPECT_EQ(mode_to_go_on(folder.path()), RunMode::fresh);  // which check_run_folder refuses
+  write_file_atomic(folder / "config.toml", "");
+  EXPECT_EQ(mode_to_go_on(folder.path()), RunMode::overwrite);
+}
+
 TEST(RunFolder, other_peoples_folders_are_never_emptied) {
   const TestFolder folder;
   write_file_atomic(folder / "thesis.txt", "years of work");
