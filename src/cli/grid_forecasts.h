@@ -1,10 +1,11 @@
-// Plugs forecasts of energy/carbon into the queue's replay.
+// Plugs forecasts of energy/carbon into the queue: into its replay, and into what drives it.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <unordered_map>
 
+#include "energy/carbon/feed.h"
 #include "energy/carbon/forecaster.h"
 #include "queue/outlook.h"
 
@@ -23,6 +24,19 @@ class GridForecasts final : public queue::ForecastSource {
   int64_t first_step_, step_s_;
   int64_t horizon_ = 0, kept_values_ = 0;
   std::unordered_map<int64_t, queue::Outlook> kept_;
+};
+
+// The grid as a feed knows it now; times are seconds since 1970. Where nothing is known yet, values are not
+// numbers.
+class LiveForecasts final : public queue::ForecastSource {
+ public:
+  explicit LiveForecasts(energy::carbon::Feed* feed) : feed_(feed) {}  // null: no grid
+  const queue::Outlook& at(double now_s, double until_s) override;
+
+ private:
+  energy::carbon::Feed* feed_;
+  queue::Outlook outlook_;
+  double made_for_s_ = -1;
 };
 
 }  // namespace moebius::cli

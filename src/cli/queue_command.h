@@ -1,4 +1,4 @@
-// `moebius queue`: carbon-aware job queue; `simulate` replays jobs against a recorded grid.
+// `moebius queue`: carbon-aware job queue; `run` drives it, `simulate` replays jobs against a recorded grid.
 #pragma once
 
 namespace CLI {
@@ -11,5 +11,9 @@ namespace moebius::cli {
 void add_queue_command(CLI::App& app);
 // Adds `simulate` below it (cli/queue_simulate_command.cpp).
 void add_queue_simulate_command(CLI::App& queue);
+// Adds add, list, show, cancel, pause and resume (cli/queue_jobs_command.cpp).
+void add_queue_jobs_commands(CLI::App& queue);
+// Adds `run` (cli/queue_run_command.cpp).
+void add_queue_run_command(CLI::App& queue);
 
 }  // namespace moebius::cli

@@ -1,6 +1,7 @@
 #include "queue/switching_plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "base/check.h"
@@ -9,6 +10,7 @@ namespace moebius::queue {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr int kMaxPrices = 60;  // six are usual
 
 // Workers of each slot, and the part of the slot in which they run.
 struct Allocation {
@@ -25,9 +27,12 @@ class Planner {
   // The cheapest allocation for a price of work; ties go to less work.
   Allocation at_price(double price) const {
     const size_t count = slots_.size();
-    std::vector<double> best(states_, kInfinity), next(states_);
+    std::vector<double>&best = best_, &next = next_;
+    best.assign(states_, kInfinity);
+    next.resize(states_);
     best[initial_state()] = 0;
-    std::vector<int> from(count * states_, -1);
+    std::vector<int>& from = from_;
+    from.assign(count * states_, -1);
     for (size_t i = 0; i < count; ++i) {
       std::fill(next.begin(), next.end(), kInfinity);
       const double seconds = slots_[i].seconds();
@@ -126,6 +131,16 @@ class Planner {
     }
   }
 
+  // Most that a second of work costs in any slot.
+  double dearest_work() const {
+    double dearest = 0;
+    for (int workers = 1; workers <= s_.scaling.max_workers(); ++workers) {
+      if (s_.scaling.speed(workers) > 0)
+        dearest = std::max(dearest, s_.scaling.power(workers) / s_.scaling.speed(workers));
+    }
+    return dearest * highest_value();
+  }
+
   double highest_value() const {
     double highest = 0;
     for (const Slot& each : slots_) highest = std::max(highest, each.value);
@@ -151,6 +166,8 @@ class Planner {
   const Situation& s_;
   const std::vector<Slot>& slots_;
   int states_;
+  mutable std::vector<double> best_, next_;  // of at_price
+  mutable std::vector<int> from_;
 };
 
 std::vector<Piece> pieces_of(const Allocation& a) {
@@ -174,37 +191,27 @@ std::vector<Piece> switching_plan(const Situation& s, const std::vector<Slot>& s
       append(pieces, each);
     return pieces;
   }
-  double low = 0, high = planner.highest_value() * s.scaling.power(s.scaling.max_workers());
-  Allocation little = planner.at_price(low);
-  for (int i = 0; i < 40; ++i) {  // a price that is enough
-    Allocation each = planner.at_price(high);
-    if (each.work >= needed) {
-      enough = std::move(each);
-      break;
-    }
-    little = std::move(each);
-    low = high;
-    high *= 2;
-  }
-  for (int i = 0; i < 24 && high - low > 1e-4 * high; ++i) {
-    const double middle = (low + high) / 2;
-    Allocation each = planner.at_price(middle);
-    if (each.work >= needed) {
-      enough = std::move(each);
-      high = middle;
-    } else {
-      little = std::move(each);
-      low = middle;
-    }
+  // Allocations with too little and with enough work; the price at which both are worth the same either
+  // yields one that is worth more, which takes the place of one of them, or there is none between them.
+  Allocation little = planner.at_price(0);
+  for (int i = 0; i < kMaxPrices && little.work < needed && enough.work > little.work; ++i) {
+    const double price = (enough.cost - little.cost) / (enough.work - little.work);
+    Allocation each = planner.at_price(price);
+    const double worth = each.cost - price * each.work, known = little.cost - price * little.work;
+    if (!(worth < known - 1e-9 * std::abs(known))) break;
+    (each.work >= needed ? enough : little) = std::move(each);
   }
   // The relaxation leaves a gap between the last allocation with too little work and the first with enough.
   // Candidates in it: the smaller one with one slot changed, and one up to a slot with the other from it on;
   // each is cut to what is needed.
+  const double dearest = planner.dearest_work(), start_up = s.switch_s * s.scaling.max_speed();
   Allocation best = enough;
   planner.trim(best, needed);
   const auto consider = [&](Allocation& candidate) {
     planner.fill(candidate);
     if (candidate.work < needed) return;
+    // What is taken back, and a start-up with it, saves no more than that.
+    if (candidate.cost - (candidate.work - needed + start_up) * dearest >= best.cost) return;
     planner.trim(candidate, needed);
     if (candidate.cost < best.cost) best = std::move(candidate);
   };
