@@ -145,7 +145,7 @@ TEST_F(FeedTest, short_holes_are_bridged_and_long_ones_end_the_past) {
   Feed f = feed({.forecaster = "persistence"});
   f.refresh(kNoon);
   EXPECT_NEAR(f.view(kNoon, kNoon + 3600)->values[0], 112, 1e-9);
-  readings.erase(readings.begin() + 100, readings.begin() + 237);  // two are left
+  readings.erase(readings.begin() + 100, readings.end() - 2);  // two are left
   script.history = answer;
   Feed g = feed({.forecaster = "persistence"});
   g.refresh(kNoon);

@@ -199,7 +199,7 @@ std::unique_ptr<Provider> make_provider(const std::string& source, std::shared_p
   if (source.starts_with("electricitymaps:")) {
     return std::make_unique<ElectricityMaps>(checked_zone(source, colon),
                                              secret("ELECTRICITYMAPS_TOKEN", source),
-                                             url("https://api.electricitymap.org"), std::move(http));
+                                             url("https://api.electricitymaps.com"), std::move(http));
   }
   if (source.starts_with("watttime:")) {
     const std::string user = secret("WATTTIME_USER", source), password = secret("WATTTIME_PASSWORD", source);
