@@ -96,7 +96,8 @@ class Planner {
         highest = per_work;
       }
       if (worst == slots_.size()) return;
-      Allocation before = a;
+      const int workers = a.workers[worst];
+      const double begin = a.begin[worst], end = a.end[worst], work = a.work, cost = a.cost;
       const double excess = (a.work - needed) / s_.scaling.speed(a.workers[worst]);
       const double cut = std::min(excess, a.end[worst] - a.begin[worst]);
       if (cut == a.end[worst] - a.begin[worst]) {
@@ -107,8 +108,13 @@ class Planner {
         a.begin[worst] += cut;
       }
       count(a);
-      if (a.work < needed - kRounding || a.cost > before.cost) {
-        a = before;  // the cut split a run, or took away what another needed
+      if (a.work < needed - kRounding || a.cost > cost) {
+        // The cut split a run, or took away what another needed: back.
+        a.workers[worst] = workers;
+        a.begin[worst] = begin;
+        a.end[worst] = end;
+        a.work = work;
+        a.cost = cost;
         return;
       }
     }
@@ -213,23 +219,27 @@ std::vector<Piece> switching_plan(const Situation& s, const std::vector<Slot>& s
     // What is taken back, and a start-up with it, saves no more than that.
     if (candidate.cost - (candidate.work - needed + start_up) * dearest >= best.cost) return;
     planner.trim(candidate, needed);
-    if (candidate.cost < best.cost) best = std::move(candidate);
+    if (candidate.cost < best.cost) std::swap(best, candidate);
   };
+  Allocation candidate;  // one for all: its vectors keep their memory
   for (size_t i = 0; i < slots.size(); ++i) {
     for (int workers = little.workers[i] + 1; workers <= slots[i].max_workers; ++workers) {
-      Allocation changed = little;
-      changed.workers[i] = workers;
-      consider(changed);
+      candidate.workers = little.workers;
+      candidate.workers[i] = workers;
+      consider(candidate);
     }
   }
   for (size_t split = 1; split < slots.size(); ++split) {
     for (const bool little_first : {true, false}) {
-      Allocation mixed = enough;
       const auto first = static_cast<std::ptrdiff_t>(little_first ? 0 : split);
       const auto last = static_cast<std::ptrdiff_t>(little_first ? split : slots.size());
-      std::copy(little.workers.begin() + first, little.workers.begin() + last, mixed.workers.begin() + first);
-      if (mixed.workers == enough.workers) continue;
-      consider(mixed);
+      if (std::equal(little.workers.begin() + first, little.workers.begin() + last,
+                     enough.workers.begin() + first))
+        continue;  // it is the larger one
+      candidate.workers = enough.workers;
+      std::copy(little.workers.begin() + first, little.workers.begin() + last,
+                candidate.workers.begin() + first);
+      consider(candidate);
     }
   }
   return pieces_of(best);
