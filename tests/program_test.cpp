@@ -124,6 +124,33 @@ TEST_F(Program, ctrl_c_saves_and_ends_well) {
   EXPECT_TRUE(nlohmann::json::parse(read_file(fs::path(run_) / "summary.json"))["interrupted"].get<bool>());
 }
 
+TEST_F(Program, a_command_with_continue_may_be_started_until_it_is_done) {
+  const std::vector<std::string> command{"train",     config_,
+                                         "--run",     run_,
+                                         "--device",  "cpu",
+                                         "--threads", "1",
+                                         "--set",     "train.steps=1000000",
+                                         "--set",     "checkpoint.every=1000000",
+                                         "--continue"};
+  {
+    ChildProcess child(command);
+    const fs::path metrics = fs::path(run_) / "metrics.jsonl";
+    while (!fs::exists(metrics) || fs::file_size(metrics) == 0)
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    child.signal(SIGTERM);
+    const Finished stopped = child.wait();
+    EXPECT_EQ(stopped.code, 75) << stopped.errors;  // not done: start me again
+  }
+  const auto summary = nlohmann::json::parse(read_file(fs::path(run_) / "summary.json"));
+  const std::string steps = std::to_string(summary["steps"].get<int64_t>() + 2);
+  const Finished done = train({"--set", "train.steps=" + steps, "--continue"});
+  EXPECT_EQ(done.code, 0) << done.errors;
+  EXPECT_THAT(done.output, HasSubstr("done: step " + steps));
+  const Finished again = train({"--set", "train.steps=" + steps, "--continue"});
+  EXPECT_EQ(again.code, 0) << again.errors;
+  EXPECT_THAT(again.output, HasSubstr("done already: step " + steps));
+}
+
 TEST_F(Program, mistyped_fields_offer_the_nearest_name) {
   expect_refusal({"--set", "model.moe.topk=1"}, {"model.moe.topk", "model.moe.top_k"});
   expect_refusal({"--set", "train.stepz=1"}, {"train.stepz", "train.steps"});

@@ -13,6 +13,8 @@ void add_queue_command(CLI::App& app);
 void add_queue_simulate_command(CLI::App& queue);
 // Adds add, list, show, cancel, pause and resume (cli/queue_jobs_command.cpp).
 void add_queue_jobs_commands(CLI::App& queue);
+// Adds `forecast` (cli/queue_forecast_command.cpp).
+void add_queue_forecast_command(CLI::App& queue);
 // Adds `run` (cli/queue_run_command.cpp).
 void add_queue_run_command(CLI::App& queue);
 

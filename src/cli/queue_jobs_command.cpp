@@ -15,6 +15,7 @@
 #include "cli/queue_folder.h"
 #include "queue/dispatcher_lock.h"
 #include "queue/plan_text.h"
+#include "queue/recover.h"
 #include "queue/store.h"
 
 namespace moebius::cli {
@@ -244,6 +245,17 @@ void want(const std::string& folder, const std::vector<int64_t>& ids, Wanted wan
   }
 }
 
+void recover_queue(const std::string& option) {
+  const fs::path folder = queue_folder(option);
+  if (const int pid = queue::DispatcherLock::holder(folder); pid != 0)
+    throw_user_error("process ", pid, " runs the queue in ", folder.string(), "; stop it first");
+  const queue::Recovered recovered = queue::recover_database(folder);
+  std::cout << recovered.jobs << " jobs saved to " << recovered.file.string()
+            << (recovered.complete ? ", all that there were" : "; others could not be read")
+            << "\nTo use it: mv " << (folder / "queue.db").string() << " aside, with -wal and -shm, and "
+            << recovered.file.string() << " to its name\n";
+}
+
 void add_want_command(CLI::App& parent, const char* name, const char* help, Wanted wanted) {
   CLI::App* command = parent.add_subcommand(name, help);
   auto folder = std::make_shared<std::string>();
@@ -314,6 +326,10 @@ void add_queue_jobs_commands(CLI::App& parent) {
   add_queue_option(*show, look->folder);
   show->add_flag("--json", look->json, "Print JSON");
   show->callback([look] { print_job(look->folder, look->id, look->json); });
+  CLI::App* recover =
+      parent.add_subcommand("recover", "Copy what can be read of a damaged database to a new file");
+  add_queue_option(*recover, look->folder);
+  recover->callback([look] { recover_queue(look->folder); });
   add_want_command(parent, "cancel", "Cancel jobs; one that runs is asked to save and end", Wanted::cancel);
   add_want_command(parent, "pause", "Keep jobs from running; one that runs is asked to save and end",
                    Wanted::hold);

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/test_folder.h"
 #include "cli/command_output.h"
@@ -75,6 +76,34 @@ TEST_F(QueueJobs, are_run_until_none_is_left) {
   EXPECT_EQ(show(2)["state"], "failed");
   EXPECT_EQ(show(2)["exit_code"], 4);
   EXPECT_EQ(show(3)["state"], "held");
+}
+
+TEST_F(QueueJobs, see_what_is_expected_of_the_grid) {
+  std::string grid = "utc_iso8601,lifecycle_g_per_kwh,direct_g_per_kwh\n";
+  for (int hour = 0; hour < 40 * 24; ++hour)
+    grid +=
+        iso_time(1924992000.0 + 3600.0 * hour) + "," + std::to_string(200 + 100 * (hour % 24 < 12)) + ",50\n";
+  write_file_atomic(folder / "XX.csv", grid);
+  const std::string arguments = " --carbon " + (folder / "XX.csv").string() + " ";
+  const auto forecast = nlohmann::json::parse(output_of(
+      add_queue_command, "queue forecast --grid-time 2031-01-30T06:00Z --hours 12 --json" + arguments));
+  EXPECT_EQ(forecast["signal"], "lifecycle average");
+  ASSERT_EQ(forecast["steps"].size(), 12u);
+  EXPECT_EQ(forecast["steps"][0]["begin"], "2031-01-30T06:00:00Z");
+  EXPECT_NEAR(forecast["steps"][0]["value"].get<double>(), 300, 1);
+  EXPECT_NEAR(forecast["steps"][7]["value"].get<double>(), 200, 1);
+  EXPECT_LE(forecast["steps"][7]["low"], forecast["steps"][7]["high"]);
+  const std::string text =
+      output_of(add_queue_command, "queue forecast --grid-time 2031-01-30T06:00Z" + arguments);
+  EXPECT_NE(text.find("lifecycle average intensity, g/kWh; 90 % interval\n2031-01-30T06:00:00Z     300"),
+            std::string::npos)
+      << text;
+  EXPECT_NE(output_of(add_queue_command, "queue forecast --check-days 10" + arguments)
+                .find(" 24 h ahead: 100.0 % inside"),
+            std::string::npos);
+  EXPECT_NE(output_of(add_queue_command, "queue forecast --grid-time 2030-01-01" + arguments)
+                .find("error: nothing is known of the grid"),
+            std::string::npos);
 }
 
 TEST_F(QueueJobs, wrong_input_is_named) {

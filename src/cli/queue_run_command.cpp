@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/hash.h"
 #include "base/interrupt.h"
 #include "base/log.h"
 #include "cli/grid_forecasts.h"
@@ -18,6 +19,7 @@
 #include "queue/dispatcher.h"
 #include "queue/dispatcher_lock.h"
 #include "queue/local_engine.h"
+#include "queue/slurm_engine.h"
 #include "telemetry/exporter.h"
 
 namespace moebius::cli {
@@ -26,8 +28,10 @@ namespace {
 namespace carbon = energy::carbon;
 
 struct RunArguments {
-  std::string queue, carbon, forecast, policy, switch_time = "60s", metrics_address, grid_time;
-  std::string scope = "lifecycle", url;
+  std::string queue, carbon, forecast, policy, switch_time = "60s", stop_grace = "10m", metrics_address,
+                                               grid_time;
+  std::string scope = "lifecycle", url, engine = "local", per_worker = "cpus";
+  std::vector<std::string> slurm_arguments;
   std::optional<int64_t> capacity;
   bool unlimited = false, until_empty = false;
   double speed = 1, tick_s = 1;
@@ -76,6 +80,19 @@ carbon::Feed make_feed(const RunArguments& a, const std::filesystem::path& folde
   const carbon::ProviderOptions provider{
       .url = a.url, .scope = a.scope == "direct" ? carbon::Scope::kDirect : carbon::Scope::kLifecycle};
   return {carbon::make_provider(a.carbon, carbon::make_curl_client(), provider), options};
+}
+
+std::unique_ptr<queue::Engine> make_engine(const RunArguments& a, const std::filesystem::path& folder) {
+  if (a.engine == "local") return std::make_unique<queue::LocalEngine>(folder);
+  queue::SlurmOptions options;
+  // The folder tells queues of one user apart.
+  options.queue_name = hash_hex(hash64(std::filesystem::absolute(folder).lexically_normal().string()));
+  options.arguments = a.slurm_arguments;
+  options.per_worker = a.per_worker;
+  auto engine = std::make_unique<queue::SlurmEngine>(folder, std::move(options));
+  if (const auto reached = engine->reach(); !reached)
+    throw_user_error(reached.error().message, "; --engine local runs jobs on this machine");
+  return engine;
 }
 
 // How the grid's feed does, for dashboards and alerts; and once for people, which intensity it is.
@@ -128,6 +145,9 @@ void run_queue(const RunArguments& a) {
     throw_user_error("--policy ", options.policy, " needs --carbon, the grid to go by");
   options.capacity = a.unlimited ? std::nullopt : std::optional(a.capacity.value_or(1));
   options.switch_s = parse_duration(a.switch_time, "--switch-time");
+  // Saving takes real time, however fast the grid's passes.
+  options.stop_grace_s = a.speed * parse_duration(a.stop_grace, "--stop-grace");
+  options.retry_s *= a.speed;
   const double start_s =
       a.grid_time.empty() ? system_clock().unix_seconds() : parse_time(a.grid_time, "--grid-time");
   if (replay) {
@@ -146,10 +166,10 @@ void run_queue(const RunArguments& a) {
     exporter.emplace(registry, a.metrics_address);
     log_info("metrics at ", exporter->url());
   }
-  queue::LocalEngine engine(store.folder());
+  const std::unique_ptr<queue::Engine> engine = make_engine(a, store.folder());
   queue::ForecastSource& forecasts = replay ? static_cast<queue::ForecastSource&>(replay->forecasts)
                                             : static_cast<queue::ForecastSource&>(live);
-  queue::Dispatcher dispatcher(store, engine, forecasts, clock, options, &metrics);
+  queue::Dispatcher dispatcher(store, *engine, forecasts, clock, options, &metrics);
   const InterruptGuard guard;
   log_info("runs the queue in ", store.folder().string(), ", policy ", options.policy);
   FeedMetrics feed_metrics(registry, metrics);
@@ -194,6 +214,20 @@ void add_queue_run_command(CLI::App& parent) {
           ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   command->add_flag("--unlimited", a->unlimited, "No limit on what runs at once")->excludes(capacity);
   command->add_option("--switch-time", a->switch_time, "What a pause or a change of size costs a job")
+      ->capture_default_str();
+  command->add_option("--stop-grace", a->stop_grace, "Time that a job may take to save before it is killed")
+      ->capture_default_str();
+  command->add_option("--engine", a->engine, "Where jobs run: local (processes of this machine) or slurm")
+      ->check(CLI::IsMember({"local", "slurm"}))
+      ->capture_default_str();
+  command
+      ->add_option("--slurm-arg", a->slurm_arguments,
+                   "Further argument of sbatch: --slurm-arg=--partition=gpu")
+      ->allow_extra_args(false);
+  command
+      ->add_option("--slurm-per-worker", a->per_worker,
+                   "What Slurm is asked for, width times workers: cpus or gpus")
+      ->check(CLI::IsMember({"cpus", "gpus"}))
       ->capture_default_str();
   command->add_option("--metrics-port", a->metrics_address,
                       "Serve Prometheus metrics on this port (or HOST:PORT); 0 takes a free one");

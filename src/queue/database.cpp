@@ -41,6 +41,15 @@ Statement& Statement::bind(int index, std::string_view value) {
   return *this;
 }
 
+void Statement::bind_column(int index, const Statement& row, int column) {
+  const int code = sqlite3_bind_value(statement_, index, sqlite3_column_value(row.statement_, column));
+  if (code != SQLITE_OK) database_->fail(code);
+}
+
+int Statement::columns() const {
+  return sqlite3_column_count(statement_);
+}
+
 bool Statement::step() {
   fault_point();
   const int code = sqlite3_step(statement_);

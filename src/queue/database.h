@@ -39,7 +39,11 @@ class Statement {
   // Ready to be bound and run again.
   void reset();
 
+  // The value of a column of another statement's row, as it is.
+  void bind_column(int index, const Statement& row, int column);
+
   // Columns are numbered from 0.
+  int columns() const;
   int64_t whole(int column) const;
   double number(int column) const;
   std::string_view text(int column) const;  // valid until the next step

@@ -10,8 +10,9 @@ namespace moebius::queue {
 namespace {
 
 constexpr double kSaveEverySeconds = 60;
-// When a place comes free, so many waiting jobs, the first in the order, are planned anew.
-constexpr int kPlannedAnew = 1000;
+// With a capacity, so many waiting jobs are planned, the first in the order; those behind wait for a place
+// there.
+constexpr int64_t kPlanned = 1000;
 
 // What is left of the job, as policies see one: as if it arrived now.
 Job rest_of(const StoredJob& stored, double now_s) {
@@ -227,24 +228,22 @@ bool Dispatcher::needs_plan(const Live& live, double now_s) {
   if (live.planned_s == 0 || live.plan.empty() || live.plan.back().end_s <= now_s) return true;
   const Outlook& outlook = forecasts_.at(now_s, now_s);
   const Policy& policy = live.job.can_pause ? *policy_ : *through_;
-  return policy.replans(outlook) && outlook.next_border(live.planned_s) <= now_s;
+  return policy.replans(outlook) && live.planned_s < static_cast<double>(outlook.begin_s());
 }
 
 // Whoever keeps a plan keeps its place, unless somebody before them in the order now needs it.
 void Dispatcher::plan_all(double now_s) {
   const bool limited = options_.capacity.has_value();
-  bool any = false;
-  if (limited && room_freed_) {
-    int most = kPlannedAnew;
-    for (Live* live : in_order()) {
-      if (live->job.state == State::waiting && most-- > 0) live->planned_s = 0;
-    }
+  bool any = limited && (plans_stale_ || room_freed_);
+  if (!any) {
+    for (const auto& [id, live] : jobs_) any |= !live.is_behind && needs_plan(live, now_s);
   }
-  room_freed_ = false;
-  for (const auto& [id, live] : jobs_) any |= needs_plan(live, now_s);
-  if (!any && !(limited && plans_stale_)) return;
-  plans_stale_ = false;
+  if (!any) return;
+  const bool anew = limited && room_freed_;
+  plans_stale_ = room_freed_ = false;
+  int64_t looked_at = 0;
   Calendar calendar(options_.capacity);
+  std::vector<const StoredJob*> changed;
   const auto fits = [&](const Piece& piece, int64_t width) {
     return calendar.free_workers(std::max(piece.begin_s, now_s), piece.end_s, width, piece.workers) >=
            piece.workers;
@@ -252,6 +251,12 @@ void Dispatcher::plan_all(double now_s) {
   for (Live* live : in_order()) {
     const StoredJob& job = live->job;
     if (job.wanted == Wanted::hold && job.state == State::waiting) continue;
+    live->is_behind = limited && job.state == State::waiting && looked_at++ >= kPlanned;
+    if (live->is_behind) {
+      live->plan.clear();
+      continue;
+    }
+    if (anew && job.state == State::waiting) live->planned_s = 0;
     const bool fixed = is_active(job.state) && (!job.can_pause || job.state == State::stopping ||
                                                 job.work_left_s() <= 0 || job.wanted != Wanted::run);
     if (fixed) {
@@ -262,7 +267,7 @@ void Dispatcher::plan_all(double now_s) {
     } else {
       bool keeps = !needs_plan(*live, now_s);
       for (const Piece& piece : live->plan) keeps &= piece.end_s <= now_s || fits(piece, job.width);
-      if (!keeps) make_plan(*live, calendar, now_s);
+      if (!keeps && make_plan(*live, calendar, now_s)) changed.push_back(&job);
     }
     if (!limited) continue;
     for (const Piece& piece : live->plan) {
@@ -270,20 +275,25 @@ void Dispatcher::plan_all(double now_s) {
         calendar.reserve(std::max(piece.begin_s, now_s), piece.end_s, job.width * piece.workers);
     }
   }
+  if (changed.empty()) return;
+  Transaction together(store_.database());  // a hundred thousand plans are one write
+  for (const StoredJob* job : changed) store_.save(*job);
+  together.commit();
 }
 
-void Dispatcher::make_plan(Live& live, const Calendar& calendar, double now_s) {
+// Whether the plan is another one than before.
+bool Dispatcher::make_plan(Live& live, const Calendar& calendar, double now_s) {
   StoredJob& job = live.job;
   const Job rest = rest_of(job, now_s);
-  if (rest.deadline_unreachable && !live.counted) {
-    live.counted = true;
+  if (rest.deadline_unreachable && !live.is_told) {
+    live.is_told = true;
     log_warn("job ", job.id, " (", job.name, ") cannot meet its deadline of ", iso_time(job.deadline_s),
              "; it runs as soon as there is room");
   }
   if (options_.capacity && rest.width > *options_.capacity) {
     job.note = concat("needs ", rest.width, " places, the queue has ", *options_.capacity);
     live.plan.clear();
-    return;
+    return false;
   }
   const double reach = std::max<double>(static_cast<double>(rest.budget_s + rest.length_s), 86400);
   const Outlook& outlook = forecasts_.at(now_s, now_s);
@@ -301,10 +311,10 @@ void Dispatcher::make_plan(Live& live, const Calendar& calendar, double now_s) {
   const bool grid_known = std::isfinite(situation.outlook.value_at(now_s));
   live.plan = (!grid_known ? *now_ : job.can_pause ? *policy_ : *through_).plan(situation);
   live.planned_s = now_s;
-  const std::string text = plan_text(live.plan);
-  if (text == job.plan) return;
-  job.plan = text;
-  store_.save(job);
+  std::string text = plan_text(live.plan);
+  if (text == job.plan) return false;
+  job.plan = std::move(text);
+  return true;
 }
 
 int Dispatcher::wanted_workers(const Live& live, double now_s) const {

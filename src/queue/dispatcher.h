@@ -48,8 +48,9 @@ class Dispatcher {
   struct Live {
     StoredJob job;
     std::vector<Piece> plan;
-    double planned_s = 0;  // 0: not planned by this process
-    bool counted = false;  // deadline told to be out of reach
+    double planned_s = 0;    // 0: not planned by this process
+    bool is_told = false;    // that its deadline is out of reach
+    bool is_behind = false;  // too many come before it to be planned
   };
 
   void reload(double now_s);
@@ -59,7 +60,7 @@ class Dispatcher {
   void back_to_waiting(Live& live, double now_s, const std::string& what);
   void plan_all(double now_s);
   bool needs_plan(const Live& live, double now_s);
-  void make_plan(Live& live, const Calendar& calendar, double now_s);
+  bool make_plan(Live& live, const Calendar& calendar, double now_s);
   void act(double now_s);
   void stop(Live& live, double now_s, const std::string& why);
   void start(Live& live, int workers, double now_s);

@@ -25,9 +25,13 @@ class DayAndNight final : public ForecastSource {
       const int64_t hour = at / 3600 % 24;
       values.push_back(hour >= 8 && hour < 20 ? 300 : 100);
     }
-    outlook_ = Outlook(begin, 3600, std::move(values));
+    std::vector<double> deviations(knows_its_error ? values.size() : 0, 10.0);
+    outlook_ = Outlook(begin, 3600, std::move(values), std::move(deviations));
+    ++made;
     return outlook_;
   }
+  bool knows_its_error = false;
+  int made = 0;
 
  private:
   Outlook outlook_;
@@ -143,6 +147,23 @@ TEST_F(DispatcherTest, pauses_in_dirty_hours_and_goes_on) {
   EXPECT_EQ(now(id).switches, 1);
 }
 
+TEST_F(DispatcherTest, own_plans_again_every_step_and_runs_in_the_night) {
+  options = {.policy = "own", .capacity = 1, .switch_s = 300};
+  forecasts.knows_its_error = true;
+  const int64_t id = job(4, 30).id, other = job(2, 30).id;
+  run_for(9.5);
+  EXPECT_TRUE(engine.runs.empty());
+  run_for(5);
+  ASSERT_EQ(engine.runs.size(), 1u);
+  const int64_t first = engine.runs[0].launch.job;
+  EXPECT_EQ(now(first).state, State::running);
+  engine.runs[0].status = {Kind::exited, 0};
+  run_for(1);
+  ASSERT_EQ(engine.runs.size(), 2u);
+  EXPECT_EQ(engine.runs[1].launch.job, first == id ? other : id);
+  EXPECT_EQ(engine.runs[0].asked, 0);
+}
+
 TEST_F(DispatcherTest, a_job_that_cannot_pause_runs_through) {
   clock.advance(-5 * 3600);
   const int64_t id = job(6, 4, false).id;
@@ -171,6 +192,23 @@ TEST_F(DispatcherTest, capacity_goes_by_priority_and_is_never_exceeded) {
   run_for(0.2);
   ASSERT_EQ(engine.runs.size(), 2u);
   EXPECT_EQ(engine.runs[1].launch.job, low.id);
+}
+
+TEST_F(DispatcherTest, plans_the_first_thousand_and_the_others_when_their_turn_comes) {
+  options = {.policy = "now", .capacity = 1};
+  std::vector<StoredJob> jobs(1005, job(0.01, 48));
+  store.database().execute("DELETE FROM history");
+  store.database().execute("DELETE FROM jobs");
+  store.add(jobs, clock.unix_seconds());
+  run_for(0.01);
+  EXPECT_EQ(now(jobs[999].id).plan.empty(), false);
+  EXPECT_EQ(now(jobs[1003].id).plan.empty(), true);
+  for (int i = 0; i < 10; ++i) {
+    engine.runs.back().status = {Kind::exited, 0};
+    run_for(0.01);
+  }
+  EXPECT_EQ(now(jobs[1003].id).plan.empty(), false);
+  EXPECT_EQ(engine.runs.size(), 11u);
 }
 
 TEST_F(DispatcherTest, users_hold_release_and_cancel) {

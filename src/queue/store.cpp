@@ -122,6 +122,10 @@ const char* state_name(State state) {
   return kNames.at(static_cast<size_t>(state));
 }
 
+const char* job_columns() {
+  return kColumns;
+}
+
 const char* wanted_name(Wanted wanted) {
   constexpr std::array<const char*, 3> kNames = {"run", "hold", "cancel"};
   return kNames.at(static_cast<size_t>(wanted));

@@ -18,6 +18,9 @@
 
 namespace moebius::queue {
 
+// Columns of a job's row, comma-separated, id first.
+const char* job_columns();
+
 struct HistoryLine {
   double time_s = 0;
   int64_t attempt = 0;

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "queue/recover.h"
 
 namespace moebius::queue {
 namespace {
@@ -150,6 +151,40 @@ TEST(QueueStore, a_damaged_page_is_found_and_not_written_to) {
             }).find("is damaged"),
             std::string::npos);
   EXPECT_TRUE(read_file(folder / "q/queue.db") == bytes);
+}
+
+TEST(QueueStore, what_can_be_read_of_a_damaged_database_is_saved) {
+  const TestFolder folder;
+  {
+    Store store(folder / "q", Access::kCreate);
+    std::vector<StoredJob> jobs(2000, job_named("a job with a name that fills pages"));
+    store.add(jobs, 1000);
+    store.database().execute("PRAGMA wal_checkpoint(TRUNCATE)");
+  }
+  std::string bytes = read_file(folder / "q/queue.db");
+  const size_t middle = bytes.size() / 3 / 4096 * 4096;
+  for (size_t i = middle; i < middle + 4096; ++i) bytes[i] = static_cast<char>(i * 31);
+  write_file_atomic(folder / "q/queue.db", bytes);
+  const Recovered recovered = recover_database(folder / "q");
+  EXPECT_TRUE(read_file(folder / "q/queue.db") == bytes);
+  EXPECT_GT(recovered.jobs, 1500);
+  EXPECT_LT(recovered.jobs, 2000);
+  EXPECT_FALSE(recovered.complete);
+  EXPECT_NE(message_of<UserError>([&] { recover_database(folder / "q"); }).find("exists already"),
+            std::string::npos);
+  std::filesystem::rename(recovered.file, folder / "q/queue.db");
+  Store store(folder / "q", Access::kWrite);
+  store.database().check_whole();
+  EXPECT_EQ(static_cast<int64_t>(store.unfinished().size()), recovered.jobs);
+  EXPECT_TRUE(store.find(1));
+  EXPECT_TRUE(store.find(2000));
+  StoredJob next = job_named("next");
+  store.add(next, 2000);
+  EXPECT_EQ(next.id, 2001);
+
+  write_file_atomic(folder / "text/queue.db", std::string(9000, 'x'));
+  EXPECT_NE(message_of<UserError>([&] { recover_database(folder / "text"); }).find("no job can be read"),
+            std::string::npos);
 }
 
 TEST(QueueStore, scaling_is_read_strictly) {
