@@ -1,7 +1,7 @@
 # Third-party libraries from the distribution (names and versions: THIRD_PARTY.md).
 find_package(Threads REQUIRED)
 find_package(ZLIB REQUIRED)
-find_package(CURL 7.85 REQUIRED)  # CURLOPT_PROTOCOLS_STR
+find_package(CURL 7.85 REQUIRED)  # its headers; CURLOPT_PROTOCOLS_STR
 find_package(SQLite3 3.37 REQUIRED)  # STRICT tables
 find_package(fmt REQUIRED)
 find_package(spdlog REQUIRED)

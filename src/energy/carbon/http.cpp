@@ -1,15 +1,68 @@
 #include "energy/carbon/http.h"
 
 #include <curl/curl.h>
+#include <dlfcn.h>
 
 #include <cstdint>
 #include <cstdlib>
 #include <string_view>
+#include <type_traits>
 
-#include "base/check.h"
+// Macros of its header that would be in the way of the names below.
+#undef curl_easy_setopt
+#undef curl_easy_getinfo
 
 namespace moebius::energy::carbon {
 namespace {
+
+// libcurl is loaded when a provider is first asked: it brings thirty libraries along, which no other command
+// should wait for. Its headers alone are needed to build.
+struct Curl {
+  decltype(&::curl_global_init) global_init = nullptr;
+  decltype(&::curl_easy_init) easy_init = nullptr;
+  decltype(&::curl_easy_reset) easy_reset = nullptr;
+  decltype(&::curl_easy_setopt) setopt = nullptr;
+  decltype(&::curl_easy_perform) easy_perform = nullptr;
+  decltype(&::curl_easy_getinfo) getinfo = nullptr;
+  decltype(&::curl_easy_strerror) easy_strerror = nullptr;
+  decltype(&::curl_easy_cleanup) easy_cleanup = nullptr;
+  decltype(&::curl_slist_append) slist_append = nullptr;
+  decltype(&::curl_slist_free_all) slist_free_all = nullptr;
+  std::string problem;  // why there is none
+
+  static const Curl& get() {
+    static const Curl curl = load();
+    return curl;
+  }
+
+ private:
+  static Curl load() {
+    Curl curl;
+    void* library = ::dlopen("libcurl.so.4", RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) library = ::dlopen("libcurl-gnutls.so.4", RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) {
+      curl.problem = "libcurl.so.4 is not installed (apt install libcurl4)";
+      return curl;
+    }
+    const auto find = [&](auto& function, const char* name) {
+      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(::dlsym(library, name));
+      if (function == nullptr && curl.problem.empty()) curl.problem = std::string("libcurl has no ") + name;
+    };
+    find(curl.global_init, "curl_global_init");
+    find(curl.easy_init, "curl_easy_init");
+    find(curl.easy_reset, "curl_easy_reset");
+    find(curl.setopt, "curl_easy_setopt");
+    find(curl.easy_perform, "curl_easy_perform");
+    find(curl.getinfo, "curl_easy_getinfo");
+    find(curl.easy_strerror, "curl_easy_strerror");
+    find(curl.easy_cleanup, "curl_easy_cleanup");
+    find(curl.slist_append, "curl_slist_append");
+    find(curl.slist_free_all, "curl_slist_free_all");
+    if (curl.problem.empty() && curl.global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK)
+      curl.problem = "libcurl does not start";
+    return curl;
+  }
+};
 
 constexpr size_t kMaxBodyBytes = size_t{8} << 20;
 
@@ -22,50 +75,49 @@ size_t append_body(char* data, size_t size, size_t count, void* body) {
 
 class CurlClient final : public HttpClient {
  public:
-  explicit CurlClient(double timeout_s) : timeout_ms_(static_cast<long>(1000 * timeout_s)) {
-    static const CURLcode ready = curl_global_init(CURL_GLOBAL_DEFAULT);
-    MOEBIUS_CHECK_EQ(static_cast<int>(ready), 0);
-    handle_.reset(curl_easy_init());
-    MOEBIUS_CHECK(handle_ != nullptr);
+  explicit CurlClient(double timeout_s) : timeout_ms_(static_cast<long>(1000 * timeout_s)) {}
+  ~CurlClient() override {
+    if (handle_ != nullptr) Curl::get().easy_cleanup(handle_);
   }
 
   Result<HttpReply> get(const std::string& url, const std::vector<std::string>& headers) override {
-    CURL* const curl = handle_.get();
-    curl_easy_reset(curl);  // connections stay
+    const Curl& api = Curl::get();
+    if (!api.problem.empty()) return make_error(ErrorKind::kUnavailable, api.problem);
+    if (handle_ == nullptr) handle_ = api.easy_init();
+    if (handle_ == nullptr) return make_error(ErrorKind::kUnavailable, "libcurl has no memory");
+    CURL* const curl = handle_;
+    api.easy_reset(curl);  // connections stay
     HttpReply reply;
     curl_slist* raw = nullptr;
-    for (const std::string& each : headers) raw = curl_slist_append(raw, each.c_str());
-    const std::unique_ptr<curl_slist, void (*)(curl_slist*)> list(raw, curl_slist_free_all);
+    for (const std::string& each : headers) raw = api.slist_append(raw, each.c_str());
+    const std::unique_ptr<curl_slist, void (*)(curl_slist*)> list(raw, api.slist_free_all);
     char reason[CURL_ERROR_SIZE] = {};
-    curl_easy_setopt(curl, CURLOPT_URL, url.c_str());
-    curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
-    curl_easy_setopt(curl, CURLOPT_HTTPHEADER, list.get());
-    curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, append_body);
-    curl_easy_setopt(curl, CURLOPT_WRITEDATA, &reply.body);
-    curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, timeout_ms_);
-    curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
-    curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, reason);
-    curl_easy_setopt(curl, CURLOPT_USERAGENT, "moebius");
-    curl_easy_setopt(curl, CURLOPT_ACCEPT_ENCODING, "");
-    const CURLcode code = curl_easy_perform(curl);
+    api.setopt(curl, CURLOPT_URL, url.c_str());
+    api.setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
+    api.setopt(curl, CURLOPT_HTTPHEADER, list.get());
+    api.setopt(curl, CURLOPT_WRITEFUNCTION, append_body);
+    api.setopt(curl, CURLOPT_WRITEDATA, &reply.body);
+    api.setopt(curl, CURLOPT_TIMEOUT_MS, timeout_ms_);
+    api.setopt(curl, CURLOPT_NOSIGNAL, 1L);
+    api.setopt(curl, CURLOPT_ERRORBUFFER, reason);
+    api.setopt(curl, CURLOPT_USERAGENT, "moebius");
+    api.setopt(curl, CURLOPT_ACCEPT_ENCODING, "");
+    const CURLcode code = api.easy_perform(curl);
     if (code == CURLE_OPERATION_TIMEDOUT)
       return make_error(ErrorKind::kTimeout, "no answer within ", timeout_ms_ / 1000, " s");
     if (code != CURLE_OK)
-      return make_error(ErrorKind::kUnavailable, reason[0] != 0 ? reason : curl_easy_strerror(code));
+      return make_error(ErrorKind::kUnavailable, reason[0] != 0 ? reason : api.easy_strerror(code));
     long status = 0;
     curl_off_t retry_after = 0;
-    curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
-    curl_easy_getinfo(curl, CURLINFO_RETRY_AFTER, &retry_after);
+    api.getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
+    api.getinfo(curl, CURLINFO_RETRY_AFTER, &retry_after);
     reply.status = static_cast<int>(status);
     reply.retry_after_s = static_cast<double>(retry_after);
     return reply;
   }
 
  private:
-  struct Cleanup {
-    void operator()(CURL* handle) const { curl_easy_cleanup(handle); }
-  };
-  std::unique_ptr<CURL, Cleanup> handle_;
+  CURL* handle_ = nullptr;
   long timeout_ms_;
 };
 

@@ -22,7 +22,8 @@ class HttpClient {
   virtual Result<HttpReply> get(const std::string& url, const std::vector<std::string>& headers) = 0;
 };
 
-// libcurl; http and https alone, certificates checked, at most `timeout_s` a request and 8 MiB a reply.
+// libcurl, loaded at the first request (kUnavailable where it is not installed); http and https alone,
+// certificates checked, at most `timeout_s` a request and 8 MiB a reply.
 std::unique_ptr<HttpClient> make_curl_client(double timeout_s = 20);
 
 // "Basic ..." for an Authorization header.
