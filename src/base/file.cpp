@@ -198,6 +198,88 @@ void write_file_atomic(const fs::path& path, std::string_view contents) {
   file.commit();
 }
 
+AppendFile::AppendFile(fs::path path, int64_t keep_bytes) : path_(std::move(path)), num_bytes_(keep_bytes) {
+  make_folders(folder_of(path_));
+  fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (fd_ < 0) fail(errno);
+  const off_t size = ::lseek(fd_, 0, SEEK_END);
+  const bool is_short = size < keep_bytes;
+  const bool failed = !is_short && (::ftruncate(fd_, keep_bytes) != 0 || ::lseek(fd_, 0, SEEK_END) < 0);
+  if (!is_short && !failed) return;
+  const int error_number = errno;
+  ::close(std::exchange(fd_, -1));
+  if (failed) fail(error_number);
+  throw_user_error("'", path_.string(), "' has ", size, " bytes, expected at least ", keep_bytes,
+                   "; it was damaged, remove it");
+}
+
+AppendFile::~AppendFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void AppendFile::fail(int error_number) const {
+  if (!is_disk_full(error_number)) throw_file_error("cannot write", path_, error_number);
+  throw_user_error("cannot write '", path_.string(), "' after ", format_bytes(num_bytes_), ": ",
+                   error_number == ENOSPC ? "the disk is full" : std::strerror(error_number), ", ",
+                   format_bytes(std::min(free_bytes(path_), std::max<int64_t>(g_disk_left.load(), 0))),
+                   " free in '", folder_of(path_).string(), "'; free some space or choose another place");
+}
+
+void AppendFile::write(const void* data, size_t num_bytes) {
+  constexpr size_t kBufferBytes = 1 << 18;
+  MOEBIUS_CHECK(fd_ >= 0, "write to '", path_.string(), "' after its end");
+  buffer_.append(static_cast<const char*>(data), num_bytes);
+  num_bytes_ += static_cast<int64_t>(num_bytes);
+  if (buffer_.size() >= kBufferBytes) flush();
+}
+
+void AppendFile::flush() {
+  std::string_view rest = buffer_;
+  while (!rest.empty()) {
+    const ssize_t count = limited_write(fd_, rest.data(), rest.size());
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) fail(errno);
+    rest.remove_prefix(static_cast<size_t>(count));
+  }
+  buffer_.clear();
+}
+
+void AppendFile::sync() {
+  flush();
+  if (::fsync(fd_) != 0) fail(errno);
+}
+
+void AppendFile::publish(const fs::path& to) {
+  sync();
+  if (::close(std::exchange(fd_, -1)) != 0) fail(errno);
+  if (::rename(path_.c_str(), to.c_str()) != 0) throw_file_error("cannot write", to, errno);
+  sync_folder(folder_of(to));
+}
+
+FolderLock::FolderLock(const fs::path& folder) {
+  while (true) {
+    make_folders(folder);
+    const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 && errno == ENOENT) continue;  // removed by the one who had it
+    if (fd < 0) throw_file_error("cannot open the folder", folder, errno);
+    struct stat held {
+    }, named{};
+    int error_number = 0;
+    while (::flock(fd, LOCK_EX) != 0 && (error_number = errno) == EINTR) error_number = 0;
+    if (error_number == 0 && ::fstat(fd, &held) == 0 && ::stat(folder.c_str(), &named) == 0 &&
+        held.st_ino == named.st_ino && held.st_dev == named.st_dev) {
+      fd_ = fd;
+      return;
+    }
+    ::close(fd);
+    if (error_number != 0) throw_file_error("cannot lock the folder", folder, error_number);
+  }
+}
+
+FolderLock::~FolderLock() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
 MappedFile::MappedFile(const fs::path& path) : path_(path) {
   struct stat info {};
   const Descriptor file(open_for_reading(path, info));

@@ -76,6 +76,46 @@ class MappedFile {
   size_t size_ = 0;
 };
 
+// A file that grows over several processes: opened at a length that is known to be whole (what a killed
+// process wrote behind it is cut off), written at its end, made durable on demand. Stays when the object
+// goes, without what was written after the last sync(). One thread at a time.
+class AppendFile {
+ public:
+  // Makes the file and missing parent folders. UserError when it is shorter than `keep_bytes`.
+  explicit AppendFile(std::filesystem::path path, int64_t keep_bytes = 0);
+  ~AppendFile();
+  AppendFile(const AppendFile&) = delete;
+  AppendFile& operator=(const AppendFile&) = delete;
+
+  void write(const void* data, size_t num_bytes);
+  int64_t num_bytes() const { return num_bytes_; }
+  void sync();
+  // Syncs and closes the file, then moves it to `to` in one step, durably.
+  void publish(const std::filesystem::path& to);
+
+ private:
+  [[noreturn]] void fail(int error_number) const;
+  void flush();
+
+  std::filesystem::path path_;
+  int fd_ = -1;
+  int64_t num_bytes_;
+  std::string buffer_;
+};
+
+// Holds an advisory lock of a folder that it makes when there is none; a second holder, in this process or
+// another, waits. The folder may be removed while it is locked.
+class FolderLock {
+ public:
+  explicit FolderLock(const std::filesystem::path& folder);
+  ~FolderLock();
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+
+ private:
+  int fd_ = -1;
+};
+
 void make_folders(const std::filesystem::path& folder);
 // Removes a file or folder with all it holds; nothing happens when it is not there.
 void remove_tree(const std::filesystem::path& path);

@@ -10,11 +10,11 @@
 
 #include "base/error.h"
 #include "base/units.h"
+#include "cli/data_build_command.h"
 #include "cli/data_encode_command.h"
 #include "cli/data_plan_command.h"
-#include "data/build_progress.h"
-#include "data/corpus_builder.h"
-#include "data/text.h"
+#include "data/corpus.h"
+#include "data/tokenizer.h"
 
 namespace moebius::cli {
 namespace {
@@ -23,42 +23,6 @@ using data::Corpus;
 
 std::vector<std::filesystem::path> to_paths(const std::vector<std::string>& names) {
   return {names.begin(), names.end()};
-}
-
-struct BuildArguments {
-  std::vector<std::string> files;
-  std::string tokenizer = "bytes", out;
-  bool per_line = false, overwrite = false;
-};
-
-void print_summary(const Corpus& corpus) {
-  std::cout << corpus.prefix().string() << ": " << format_count(static_cast<double>(corpus.num_tokens()))
-            << " tokens, " << corpus.num_documents()
-            << (corpus.num_documents() == 1 ? " document\n" : " documents\n");
-}
-
-void run_build(const BuildArguments& arguments) {
-  data::CorpusBuild build;
-  build.files = to_paths(arguments.files);
-  build.tokenizer = data::open_tokenizer(arguments.tokenizer);
-  build.prefix = data::corpus_prefix(arguments.out);
-  build.split = arguments.per_line ? data::DocumentSplit::line : data::DocumentSplit::file;
-  if (data::corpus_is_current(build)) {
-    std::cout << "up to date: ";
-  } else {
-    if (!arguments.overwrite && std::filesystem::exists(data::idx_path(build.prefix))) {
-      throw_user_error(
-          data::idx_path(build.prefix).string(),
-          " exists already and was made from other text or with another tokenizer; give another --out, "
-          "or --overwrite");
-    }
-    const auto progress = data::show_build_progress();
-    const std::string name =
-        arguments.files.size() == 1 ? arguments.files[0] : concat(arguments.files.size(), " files");
-    build.progress = [&](int64_t done, int64_t total) { progress(name, done, total); };
-    data::build_corpus(build);
-  }
-  print_summary(*Corpus::open(build.prefix));
 }
 
 struct DocumentLengths {
@@ -180,20 +144,6 @@ void run_tokenizer(const TokenizerArguments& arguments) {
             << "\n";
 }
 
-void add_build(CLI::App& parent) {
-  auto arguments = std::make_shared<BuildArguments>();
-  CLI::App* command =
-      parent.add_subcommand("build", "Tokenize text files into one corpus (.bin, .idx, .json)");
-  command->add_option("files", arguments->files, "Text files (UTF-8); each is one document")->required();
-  command
-      ->add_option("--tokenizer", arguments->tokenizer, "'bytes', a SentencePiece .model or a tokenizer.json")
-      ->capture_default_str();
-  command->add_option("--out", arguments->out, "Prefix of the corpus")->required();
-  command->add_flag("--per-line", arguments->per_line, "Each non-empty line is a document");
-  command->add_flag("--overwrite", arguments->overwrite, "Replace another corpus under this prefix");
-  command->callback([arguments] { run_build(*arguments); });
-}
-
 void add_inspect(CLI::App& parent) {
   auto arguments = std::make_shared<InspectArguments>();
   CLI::App* command = parent.add_subcommand("inspect", "Say what a corpus holds, and check it");
@@ -227,7 +177,7 @@ void add_tokenizer(CLI::App& parent) {
 void add_data_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("data", "Build, inspect and plan corpora, train and try tokenizers");
   command->require_subcommand(1);
-  add_build(*command);
+  add_data_build_command(*command);
   add_inspect(*command);
   add_tokenizer(*command);
   add_data_encode_command(*command);

@@ -11,6 +11,18 @@
 
 namespace moebius::config {
 
+struct DecodeConfig {
+  std::string device = "cpu";
+};
+
+template <class V>
+void describe(V& v, DecodeConfig& c) {
+  v.field(
+      "device", c.device, one_of({"cpu", "opencl"}), "",
+      "What takes the text out of JSON lines: the CPU, or a kernel on the first OpenCL device (the FPGA's "
+      "place; on a CPU through PoCL, slower than \"cpu\"). Both give the same.");
+}
+
 struct DataConfig {
   std::vector<std::string> files;
   std::vector<double> weights;
@@ -24,6 +36,7 @@ struct DataConfig {
   bool split_documents = true;
   bool synthetic = false;
   int64_t prefetch = 2;
+  DecodeConfig decode;
 };
 
 template <class V>
@@ -51,6 +64,7 @@ void describe(V& v, DataConfig& c) {
   v.field("synthetic", c.synthetic, any(), "", "Random tokens instead of text, for benchmarks.");
   v.field("prefetch", c.prefetch, range(0, 1024), "batches",
           "Read ahead by the loader's thread; 0: no thread.");
+  v.section("decode", c.decode, "How files that are not corpora yet are read.");
 }
 
 struct OptimizerConfig {

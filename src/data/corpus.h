@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/file.h"
@@ -45,6 +46,10 @@ struct CorpusInfo {
   int64_t bin_bytes = 0, idx_bytes = 0;
   std::string bin_checksum, idx_checksum;
   std::vector<SourceFile> sources;
+  // How documents were chosen (corpus_builder.cpp), and what each stage did: (name, value). Empty in sidecars
+  // of earlier builds.
+  std::string recipe;
+  std::vector<std::pair<std::string, int64_t>> counters;
 };
 
 // Memory-mapped and immutable; every member function may be called from several threads at once. Changing the

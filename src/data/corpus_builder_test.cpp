@@ -184,7 +184,7 @@ TEST(CorpusBuilder, a_full_disk_leaves_the_corpus_that_was_there) {
   write_text(build.files[0], std::string(100000, 'x'));
   {
     const ScopedDiskLimit full(5000);
-    EXPECT_NE(user_error([&] { build_corpus(build); }).find(bin_path(build.prefix).string()),
+    EXPECT_NE(user_error([&] { build_corpus(build); }).find(work_folder(build.prefix).string()),
               std::string::npos);
   }
   EXPECT_EQ(Corpus::open(build.prefix)->num_tokens(), 9);

@@ -44,20 +44,22 @@ std::string to_json(const CorpusInfo& info) {
     sources.push_back(
         {{"path", s.path}, {"bytes", s.bytes}, {"modified_ns", s.modified_ns}, {"checksum", s.checksum}});
   }
-  const nlohmann::ordered_json json = {{"format", kFormat},
-                                       {"version", kVersion},
-                                       {"tokenizer", info.tokenizer},
-                                       {"tokenizer_fingerprint", info.tokenizer_fingerprint},
-                                       {"vocab_size", info.vocab_size},
-                                       {"split", info.split},
-                                       {"num_tokens", info.num_tokens},
-                                       {"num_documents", info.num_documents},
-                                       {"text_bytes", info.text_bytes},
-                                       {"bin_bytes", info.bin_bytes},
-                                       {"bin_checksum", info.bin_checksum},
-                                       {"idx_bytes", info.idx_bytes},
-                                       {"idx_checksum", info.idx_checksum},
-                                       {"sources", sources}};
+  nlohmann::ordered_json json = {{"format", kFormat},
+                                 {"version", kVersion},
+                                 {"tokenizer", info.tokenizer},
+                                 {"tokenizer_fingerprint", info.tokenizer_fingerprint},
+                                 {"vocab_size", info.vocab_size},
+                                 {"split", info.split},
+                                 {"num_tokens", info.num_tokens},
+                                 {"num_documents", info.num_documents},
+                                 {"text_bytes", info.text_bytes},
+                                 {"bin_bytes", info.bin_bytes},
+                                 {"bin_checksum", info.bin_checksum},
+                                 {"idx_bytes", info.idx_bytes},
+                                 {"idx_checksum", info.idx_checksum},
+                                 {"sources", sources}};
+  if (!info.recipe.empty()) json["recipe"] = info.recipe;
+  for (const auto& [name, value] : info.counters) json["counters"][name] = value;
   // A path need not be UTF-8; the sidecar must be.
   return json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
@@ -93,6 +95,12 @@ CorpusInfo parse_corpus_info(const std::string& text, const std::filesystem::pat
     const Fields source(entry, file);
     info.sources.push_back({source.get<std::string>("path"), source.get<int64_t>("bytes"),
                             source.get<int64_t>("modified_ns"), source.get<std::string>("checksum")});
+  }
+  if (json.contains("recipe")) info.recipe = fields.get<std::string>("recipe");
+  if (const auto counters = json.find("counters"); counters != json.end()) {
+    const Fields values(*counters, file);
+    for (const auto& [name, value] : counters->items())
+      info.counters.emplace_back(name, values.get<int64_t>(name.c_str()));
   }
   return info;
 }

@@ -34,12 +34,14 @@ void check_tokenizer(const Corpus& corpus, const Tokenizer& tokenizer) {
 
 std::shared_ptr<const Corpus> open_source(const fs::path& file,
                                           const std::shared_ptr<const Tokenizer>& tokenizer,
-                                          const fs::path& cache_dir, const BuildProgress& progress) {
+                                          const fs::path& cache_dir, const BuildProgress& progress,
+                                          const std::string& decode_device) {
   fs::path prefix = file;
   if (file.extension() != ".idx") {
     CorpusBuild build;
     build.files = {file};
     build.tokenizer = tokenizer;
+    build.decode_device = decode_device;
     prefix = build.prefix = cached_prefix(file, *tokenizer, cache_dir);
     if (progress) build.progress = [&](int64_t done, int64_t total) { progress(file.string(), done, total); };
     if (!corpus_is_current(build)) build_corpus(build);
@@ -77,7 +79,7 @@ Sources open_sources(const config::DataConfig& config, const fs::path& default_c
   const double train_share = config.validation_file.empty() ? 1.0 - config.validation_fraction : 1.0;
   for (size_t i = 0; i < config.files.size(); ++i) {
     const std::string& file = config.files[i];
-    auto corpus = open_source(file, sources.tokenizer, cache_dir, progress);
+    auto corpus = open_source(file, sources.tokenizer, cache_dir, progress, config.decode.device);
     const int64_t num_tokens = corpus->num_tokens();
     const auto num_train = static_cast<int64_t>(static_cast<double>(num_tokens) * train_share);
     // A source without a training token keeps a weight, so that the sampler refuses it by name.
@@ -99,7 +101,7 @@ std::vector<ValidationSet::Part> open_for_evaluation(const fs::path& file,
                                                      const std::shared_ptr<const Tokenizer>& tokenizer,
                                                      const fs::path& cache_dir,
                                                      const BuildProgress& progress) {
-  auto corpus = open_source(file, tokenizer, cache_dir, progress);
+  auto corpus = open_source(file, tokenizer, cache_dir, progress, "cpu");
   const TokenRange all{0, corpus->num_tokens()};
   return {{std::move(corpus), all}};
 }
