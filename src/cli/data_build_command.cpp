@@ -6,6 +6,7 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -100,6 +101,11 @@ data::Duplicates duplicates_of(const std::string& word) {
   return word == "near" ? data::Duplicates::near : data::Duplicates::keep;
 }
 
+std::string kept(const data::CorpusBuild& build) {
+  return concat("what is done is kept in ", data::work_folder(build.prefix).string(),
+                ", the same command goes on from there");
+}
+
 void build(data::CorpusBuild& build, const BuildArguments& arguments) {
   const auto progress = data::show_build_progress();
   const std::string name =
@@ -111,8 +117,10 @@ void build(data::CorpusBuild& build, const BuildArguments& arguments) {
   try {
     report = data::build_corpus(build);
   } catch (const data::BuildInterrupted&) {
-    throw_user_error("interrupted; what is done is kept in ", data::work_folder(build.prefix).string(),
-                     ", the same command goes on from there");
+    throw std::runtime_error(concat("interrupted; ", kept(build)));
+  } catch (const UserError&) {
+    if (std::filesystem::exists(data::work_folder(build.prefix))) log_info(kept(build));
+    throw;
   }
   if (report.resumed_bytes > 0)
     log_info("went on after ", format_bytes(report.resumed_bytes), " that an earlier build had done");
@@ -164,7 +172,7 @@ void add_data_build_command(CLI::App& parent) {
   command
       ->add_option("files", arguments->files,
                    "Text (UTF-8; each file is one document) and JSON lines (.jsonl, .ndjson, .json), plain, "
-                   ".gz or .zst")
+                   ".gz or .zst; Parquet (.parquet)")
       ->required();
   command
       ->add_option("--tokenizer", arguments->tokenizer, "'bytes', a SentencePiece .model or a tokenizer.json")
@@ -172,8 +180,9 @@ void add_data_build_command(CLI::App& parent) {
   command->add_option("--out", arguments->out, "Prefix of the corpus")->required();
   command->add_flag("--per-line", arguments->per_line, "Each non-empty line of a text file is a document");
   command
-      ->add_option("--text-field", build.text_field,
-                   "Where a JSON line has its text: a name, or a pointer such as /data/text")
+      ->add_option(
+          "--text-field", build.text_field,
+          "Where a JSON line has its text: a name, or a pointer such as /data/text; a Parquet file's column")
       ->capture_default_str();
   command->add_option("--min-chars", build.filter.min_chars, "Drop documents with fewer characters")
       ->check(CLI::NonNegativeNumber);

@@ -102,7 +102,7 @@ BuildReport build_corpus(const CorpusBuild& build) {
   }
   report.resumed_bytes = journal.counters.bytes;
   CorpusWriter writer(build.prefix, token_type_for(build.tokenizer->vocab_size()), journal.corpus);
-  if (build.keeps_partial) writer.keep();
+  if (build.keeps_partial && journal.counters.bytes > 0) writer.keep();
   run_pipeline(build, writer, journal, report);
   if (journal.counters.documents == 0) refuse_empty(journal.counters);
   writer.finish(info_of(build, journal, std::move(sources)));

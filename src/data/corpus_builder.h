@@ -15,12 +15,14 @@
 namespace moebius::data {
 
 struct CorpusBuild {
-  // Text (UTF-8), and JSON lines by name (kind_of); each plain or compressed with gzip or zstd.
+  // Text (UTF-8), JSON lines and Parquet by name (kind_of); the first two plain or compressed with gzip or
+  // zstd.
   std::vector<std::filesystem::path> files;
   std::shared_ptr<const Tokenizer> tokenizer;
   std::filesystem::path prefix;
   DocumentSplit split = DocumentSplit::file;
-  std::string text_field = "text";  // of JSON lines: a name, or a JSON pointer ("/data/text")
+  // Of JSON lines: a name, or a JSON pointer ("/data/text"); of Parquet files: the column.
+  std::string text_field = "text";
   DocumentFilter filter;
   Duplicates duplicates = Duplicates::keep;  // near: those that are the same, too; the first one stays
   double near_threshold = 0.8;               // see pipeline/near_duplicates.h

@@ -186,7 +186,7 @@ class Pipeline {
   const std::string& name(int64_t file) const { return build_.files[static_cast<size_t>(file)].native(); }
 
   void read() {
-    InputReader reader(build_.files, build_.split, journal_.position);
+    InputReader reader(build_.files, build_.split, build_.text_field, journal_.position);
     int64_t count = 0;
     while (true) {
       if (build_.is_interrupted && build_.is_interrupted()) {
@@ -265,7 +265,7 @@ class Pipeline {
     counters_.records += batch->num_records;
     counters_.bytes += static_cast<int64_t>(batch->input.text.size());
     end.done_bytes = counters_.input_bytes + batch->input.position;
-    position_.byte += static_cast<int64_t>(batch->input.text.size());
+    position_.byte += batch->input.advance;
     position_.line += batch->num_lines;
     if (!batch->input.problem.empty()) {
       const std::string after = position_.line > 0 ? concat(" after line ", position_.line) : std::string();
@@ -401,6 +401,7 @@ class Pipeline {
     journal_.corpus = writer_.sync();
     journal_.fingerprint_bytes = kept_.sync();
     write_journal(journal_, work_folder(build_.prefix));
+    if (build_.keeps_partial) writer_.keep();  // from now on there is something to go on from
   }
 
   const CorpusBuild& build_;

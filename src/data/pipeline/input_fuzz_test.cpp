@@ -61,7 +61,7 @@ TEST(InputFuzz, damaged_files_are_read_up_to_the_damage_or_refused) {
                                           : zstd_of(mutate(text, random));
     const char* names[] = {"x.jsonl", "x.jsonl.gz", "x.jsonl.zst", "x.jsonl.zst"};
     const std::vector<std::filesystem::path> files = {write_text(folder / names[kind], bytes)};
-    InputReader reader(files, DocumentSplit::file);
+    InputReader reader(files, DocumentSplit::file, "text");
     InputBatch batch;
     int64_t used = 0;
     bool ended = false;

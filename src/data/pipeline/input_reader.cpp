@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "base/units.h"
 #include "data/checksum.h"
+#include "data/pipeline/parquet_text.h"
 
 namespace moebius::data {
 namespace {
@@ -16,7 +17,7 @@ constexpr size_t kBatchBytes = 1 << 20;
 // JSON of more cannot be held twice on a usual machine, and simdjson ends at 4 GiB.
 constexpr size_t kMaxLineBytes = size_t{1} << 30;
 
-constexpr const char* kWayOut = "; mend it, or read up to there (moebius data build --on-error skip)";
+constexpr const char* kReadUpToThere = "; mend it, or read up to there (moebius data build --on-error skip)";
 
 // One past the last line feed of `text`; 0 when there is none.
 size_t end_of_lines(std::string_view text) {
@@ -35,12 +36,14 @@ InputKind kind_of(const fs::path& file, DocumentSplit split) {
   if (name.extension() == ".gz" || name.extension() == ".zst" || name.extension() == ".zstd")
     name = name.stem();
   const fs::path extension = name.extension();
+  if (extension == ".parquet") return InputKind::parquet;
   if (extension == ".jsonl" || extension == ".ndjson" || extension == ".json") return InputKind::json_lines;
   return split == DocumentSplit::line ? InputKind::text_lines : InputKind::whole_text;
 }
 
-InputReader::InputReader(const std::vector<fs::path>& files, DocumentSplit split, const InputPosition& start)
-    : files_(files), split_(split), file_(start.file), skip_bytes_(start.byte) {}
+InputReader::InputReader(const std::vector<fs::path>& files, DocumentSplit split, const std::string& column,
+                         const InputPosition& start)
+    : files_(files), split_(split), column_(column), file_(start.file), skip_bytes_(start.byte) {}
 
 bool InputReader::next(InputBatch& batch) {
   if (file_ >= static_cast<int64_t>(files_.size())) return false;
@@ -48,20 +51,27 @@ bool InputReader::next(InputBatch& batch) {
   batch = {};
   batch.file = file_;
   batch.kind = kind_of(files_[static_cast<size_t>(file_)], split_);
-  if (batch.kind == InputKind::whole_text) {
+  if (batch.kind == InputKind::parquet) {
+    read_rows(batch);
+  } else if (batch.kind == InputKind::whole_text) {
     read_whole(batch);
   } else if (compression_ == Compression::none) {
     cut_mapped_lines(batch);
   } else {
     read_lines(batch);
   }
+  if (batch.kind != InputKind::parquet) batch.advance = static_cast<int64_t>(batch.text.size());
   is_empty_ = is_empty_ && batch.text.empty();
-  if (!batch.problem.empty()) batch.way_out = kWayOut;
+  if (!batch.problem.empty()) batch.way_out = kReadUpToThere;
   if (batch.ends_file && is_empty_ && batch.problem.empty()) {
     batch.problem = "the file is empty";
     batch.way_out = "; give a text file with some text in it";
   }
-  const size_t position = batch.ends_file ? map_->size() : source_ ? source_->position() : at_;
+  const bool is_parquet = batch.kind == InputKind::parquet;
+  const size_t position = batch.ends_file ? map_->size()
+                          : is_parquet    ? hashed_
+                          : source_       ? source_->position()
+                                          : at_;
   hasher_.update(map_->text().substr(hashed_, position - hashed_));
   hashed_ = position;
   batch.position = static_cast<int64_t>(position);
@@ -72,14 +82,19 @@ bool InputReader::next(InputBatch& batch) {
 void InputReader::open_file() {
   map_ = std::make_shared<const MappedFile>(files_[static_cast<size_t>(file_)]);
   map_->advise(MappedFile::Access::kSequential);
-  compression_ = compression_of(map_->text(), map_->path());
+  const bool is_parquet = kind_of(map_->path(), split_) == InputKind::parquet;
+  compression_ = is_parquet ? Compression::none : compression_of(map_->text(), map_->path());
   source_ = compression_ == Compression::none ? nullptr : open_bytes(map_->text(), compression_);
   at_ = 0;
   hashed_ = 0;
   carry_.clear();
   hasher_.reset();
   is_empty_ = skip_bytes_ == 0;
-  skip(std::exchange(skip_bytes_, 0));
+  if (is_parquet) {
+    at_ = static_cast<size_t>(std::exchange(skip_bytes_, 0));
+  } else {
+    skip(std::exchange(skip_bytes_, 0));
+  }
 }
 
 void InputReader::skip(int64_t num_bytes) {
@@ -129,6 +144,27 @@ void InputReader::read_whole(InputBatch& batch) {
   } catch (const DamagedInput& damage) {
     batch.problem = damage.what();  // a part of a document is none
   }
+}
+
+// A row group a batch. The file counts as used when all of it is read.
+void InputReader::read_rows(InputBatch& batch) {
+  auto text = std::make_shared<std::string>();
+  batch.ends_file = true;
+  batch.advance = 1;
+  if (map_->size() == 0) return;
+  try {
+    const ParquetText rows(map_->text(), column_);
+    const auto group = static_cast<int64_t>(at_);
+    if (group < rows.num_row_groups()) rows.read(group, *text, batch.ends);
+    batch.ends_file = group + 1 >= rows.num_row_groups();
+    ++at_;
+  } catch (const DamagedInput& damage) {
+    text->clear();
+    batch.ends.clear();
+    batch.problem = damage.what();
+  }
+  batch.text = *text;
+  batch.owner = std::move(text);
 }
 
 void InputReader::cut_mapped_lines(InputBatch& batch) {

@@ -18,12 +18,13 @@ namespace moebius::data {
 enum class DocumentSplit { file, line };
 const char* name_of(DocumentSplit split);
 
-enum class InputKind { whole_text, text_lines, json_lines };
-// By the name without a compression's ending: .jsonl, .ndjson and .json hold one JSON object a line, all
-// else is text.
+enum class InputKind { whole_text, text_lines, json_lines, parquet };
+// By the name without a compression's ending: .jsonl, .ndjson and .json hold one JSON object a line, .parquet
+// is Apache Parquet, all else is text.
 InputKind kind_of(const std::filesystem::path& file, DocumentSplit split);
 
-// Where reading goes on: the next record's file, its byte in that file decompressed, and its line from 0.
+// Where reading goes on: the next record's file, its byte in that file decompressed (Parquet: its row group),
+// and its line (row) from 0.
 struct InputPosition {
   int64_t file = 0, byte = 0, line = 0;
 };
@@ -31,7 +32,9 @@ struct InputPosition {
 struct InputBatch {
   int64_t file = 0;
   InputKind kind = InputKind::whole_text;
-  std::string_view text;  // whole records: a document, or lines
+  std::string_view text;       // whole records: a document, or lines
+  std::vector<uint64_t> ends;  // of the rows of a Parquet file in `text`
+  int64_t advance = 0;         // of InputPosition::byte
   bool ends_file = false;
   std::string problem;   // why the rest of the file cannot be read; empty when it can
   std::string way_out;   // what to do about it
@@ -44,7 +47,8 @@ struct InputBatch {
 class InputReader {
  public:
   // The files exist. `start` is the end of some batch of an earlier reader of the same files.
-  InputReader(const std::vector<std::filesystem::path>& files, DocumentSplit split,
+  // `column`: of Parquet files.
+  InputReader(const std::vector<std::filesystem::path>& files, DocumentSplit split, const std::string& column,
               const InputPosition& start = {});
   // False when all files are read. UserError when a file cannot be opened.
   bool next(InputBatch& batch);
@@ -55,10 +59,12 @@ class InputReader {
   void read_whole(InputBatch& batch);
   void cut_mapped_lines(InputBatch& batch);
   void read_lines(InputBatch& batch);
+  void read_rows(InputBatch& batch);
   void end_file(InputBatch& batch);
 
   const std::vector<std::filesystem::path>& files_;
   const DocumentSplit split_;
+  const std::string column_;
   int64_t file_, skip_bytes_;
   std::shared_ptr<const MappedFile> map_;
   Compression compression_ = Compression::none;

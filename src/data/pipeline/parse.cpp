@@ -82,6 +82,10 @@ std::unique_ptr<ParsedBatch> BatchParser::parse(InputBatch input, const std::str
     }
     return batch;
   }
+  if (batch->input.kind == InputKind::parquet) {
+    add_rows(name, *batch);
+    return batch;
+  }
   // What JSON spells is never longer than its spelling, so that no text moves while others are added.
   if (batch->input.kind == InputKind::json_lines) batch->decoded.reserve(text.size());
   const bool is_decoded = decoder_ && batch->input.kind == InputKind::json_lines &&
@@ -95,6 +99,22 @@ std::unique_ptr<ParsedBatch> BatchParser::parse(InputBatch input, const std::str
     text.remove_prefix(std::min(end + 1, text.size()));
   }
   return batch;
+}
+
+void BatchParser::add_rows(const std::string& name, ParsedBatch& batch) {
+  uint64_t begin = 0;
+  for (const uint64_t end : batch.input.ends) {
+    const std::string_view text = batch.input.text.substr(begin, end - begin);
+    begin = end;
+    ++batch.num_records;
+    try {
+      if (!text.empty()) check_text(text, name);
+      add_document(text, batch);
+    } catch (const UserError& error) {
+      batch.problems.push_back({batch.num_lines, std::string(error.what()).substr(name.size() + 2), {}});
+    }
+    ++batch.num_lines;
+  }
 }
 
 bool BatchParser::add_decoded(size_t i, ParsedBatch& batch) {

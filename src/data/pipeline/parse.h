@@ -66,6 +66,7 @@ class BatchParser {
   std::unique_ptr<ParsedBatch> parse(InputBatch input, const std::string& name);
 
  private:
+  void add_rows(const std::string& name, ParsedBatch& batch);
   void add_line(std::string_view line, const std::string& name, ParsedBatch& batch);
   // What the decoder made of line `i`; false when the host has to read it.
   bool add_decoded(size_t i, ParsedBatch& batch);
