@@ -16,6 +16,7 @@
 #include "cli/energy_command.h"
 #include "cli/eval_command.h"
 #include "cli/generate_command.h"
+#include "cli/moe_command.h"
 #include "cli/plan_command.h"
 #include "cli/queue_command.h"
 #include "cli/train_command.h"
@@ -35,6 +36,7 @@ int run(int argc, char** argv) {
   add_data_command(app);
   add_convert_command(app);
   add_verify_command(app);
+  add_moe_command(app);
   add_queue_command(app);
   add_energy_command(app);
   add_bench_command(app);

@@ -1,0 +1,97 @@
+#include "cli/moe_command.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "cli/command_output.h"
+
+namespace moebius::cli {
+namespace {
+
+class MoeCommand : public testing::Test {
+ protected:
+  MoeCommand() {
+    std::string name = (std::filesystem::temp_directory_path() / "moebius-moe-XXXXXX").string();
+    folder = ::mkdtemp(name.data());
+    const char* root = std::getenv("MOEBIUS_SOURCE_DIR");
+    log = std::string(root ? root : ".") + "/tests/data/expert_load.jsonl.gz";
+  }
+  ~MoeCommand() override { std::filesystem::remove_all(folder); }
+  std::string run(const std::string& arguments) { return output_of(add_moe_command, "moe " + arguments); }
+  std::string write(const std::string& text) {
+    const std::string path = (folder / "log.jsonl").string();
+    std::ofstream(path) << text;
+    return path;
+  }
+
+  std::filesystem::path folder;
+  std::string log;
+};
+
+TEST_F(MoeCommand, forecasts_of_a_logged_run_are_judged) {
+  const auto json = nlohmann::json::parse(
+      run("forecast " + log + " --json --horizons 100,1000 --from 2500 --to 4000 --smooth 50 --top-k 2"));
+  EXPECT_EQ(json["experts"], 16);
+  ASSERT_EQ(json["forecasts"].size(), 10u);
+  double last = 0, mean = 0, linear = 0;
+  for (const auto& forecast : json["forecasts"]) {
+    if (forecast["horizon"] != 1000) continue;
+    const double error = forecast["share_error"];
+    if (forecast["predictor"] == "last") last = error;
+    if (forecast["predictor"] == "mean:256") mean = error;
+    if (forecast["predictor"] == "linear") linear = error;
+  }
+  EXPECT_LT(mean, last);
+  EXPECT_LT(linear, last);
+  EXPECT_LT(mean, 0.10);
+  EXPECT_GT(mean, json["sampling_error"]);
+  const std::string table = run("forecast " + log + " --horizons 10 --predictors last,mean:16");
+  EXPECT_NE(table.find("\nmean:16 "), std::string::npos) << table;
+}
+
+TEST_F(MoeCommand, placements_follow_a_shift_of_the_load) {
+  const auto json = nlohmann::json::parse(run("place " + log + " --json --ranks 4 --slots 5 --every 250"));
+  EXPECT_LT(json["imbalance_planned"], json["imbalance_contiguous"]);
+  EXPECT_LE(json["imbalance_hindsight"], json["imbalance_planned"]);
+  EXPECT_LT(json["moves_per_plan"], 8);
+}
+
+TEST_F(MoeCommand, user_errors_name_file_line_and_way_out) {
+  const std::string first = R"({"step": 1, "layers": [{"layer": 0, "load": [1, 1]}]})"
+                            "\n";
+  const auto error = [&](const std::string& text) {
+    const std::string message = run("forecast --horizons 1 " + write(text));
+    const size_t at = message.find("log.jsonl");
+    return at == std::string::npos ? message : message.substr(at);
+  };
+  EXPECT_EQ(error(first + "{"), "log.jsonl:2: the line is not valid JSON; give a whole metrics.jsonl");
+  EXPECT_EQ(error(first + first),
+            "log.jsonl:2: the line goes back to an earlier step; give a whole metrics.jsonl");
+  EXPECT_EQ(error(first + R"({"step": 2, "layers": [{"layer": 1, "load": [1, 1]}]})"),
+            "log.jsonl:2: the line has other layers than the lines before; give a whole metrics.jsonl");
+  EXPECT_EQ(
+      error(first + R"({"step": 2, "layers": [{"layer": 0, "load": [1]}]})"),
+      "log.jsonl:2: the line has a load that does not fit the lines before, or is no load; give a whole "
+      "metrics.jsonl");
+  EXPECT_EQ(error(R"({"step": "x", "layers": 3})"),
+            "log.jsonl:1: the line has no 'step' and 'layers' as `moebius train` writes them; give a whole "
+            "metrics.jsonl");
+  EXPECT_EQ(error("{\"step\": 1}\n"),
+            "log.jsonl: no step has the load of experts; give the metrics.jsonl of a run of a "
+            "model with experts");
+  EXPECT_EQ(error(first),
+            "error: no forecast 1 steps ahead falls due in the steps asked for; the log has the steps 1 to "
+            "1; give a smaller --horizons or a wider range");
+  EXPECT_EQ(run("place --ranks 3 " + log),
+            "error: --ranks is 3, but the 16 experts of the log must divide among them; give a divisor");
+  EXPECT_EQ(run("place --ranks 4 --slots 3 " + log),
+            "error: --slots is 3; a rank needs room for 4 to 16 experts");
+}
+
+}  // namespace
+}  // namespace moebius::cli
