@@ -14,6 +14,7 @@ struct BalanceConfig {
   std::string aux_scope = "micro_batch";
   double z_loss = 0.0;
   double bias_rate = 0.0;
+  std::string bias_rule = "sign";
 };
 
 template <class V>
@@ -30,6 +31,11 @@ void describe(V& v, BalanceConfig& c) {
       "bias_rate", c.bias_rate, range(0, 1), "",
       "Step of the loss-free bias: after each step bias += rate * sign(mean load - load), recentred to zero "
       "mean; used for selection only. 0 turns it off; 0.001 is the published value.");
+  v.field(
+      "bias_rule", c.bias_rule, one_of({"sign", "forecast"}), "",
+      "What the bias answers: the sign of the last step's error, or a forecast of the load from its level "
+      "and trend, to which it moves up to ten times as fast and comes to rest. On a GPU a forecast makes "
+      "the host wait for each step.");
 }
 
 struct MoeConfig {

@@ -149,6 +149,7 @@ struct TrainSection {
   std::string sample_prompt = "\n";
   double sample_temperature = 0.8;
   int64_t log_every = 10;
+  int64_t forecast_horizon = 0;
   int64_t trace_first = 3;
   int64_t trace_steps = 3;
 };
@@ -188,6 +189,10 @@ void describe(V& v, TrainSection& c) {
   v.field("sample_temperature", c.sample_temperature, range(0, 100), "",
           "Divides the logits before a sample's token is drawn; 0: always the likeliest.");
   v.field("log_every", c.log_every, at_least(1), "steps", "Interval of plain progress lines.");
+  v.field(
+      "forecast_horizon", c.forecast_horizon, range(0, 100000), "steps",
+      "Forecast each expert's load this far ahead and report how wrong that was when the time has come; 0: "
+      "do not. Keeps 56 bytes per expert, layer and step ahead.");
   v.field("trace_first", c.trace_first, at_least(1), "", "First step that --trace records.");
   v.field("trace_steps", c.trace_steps, at_least(1), "steps", "How many steps --trace records.");
 }

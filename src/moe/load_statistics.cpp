@@ -68,11 +68,32 @@ void LoadStatistics::update_bias(nn::ParamTable& params, double rate, const at::
   const at::Tensor step_LE =
       (counts_LE.mean(1, true) - counts_LE).sign_().mul_(at::isfinite(scale).to(at::kFloat) * rate);
   for (size_t i = 0; i < layers_.size(); ++i) {
-    nn::Param* bias = params.find(concat("layers.", layers_[i], ".moe.router_bias"));
-    MOEBIUS_CHECK(bias != nullptr, "no selection bias in layer ", layers_[i]);
-    bias->value.add_(step_LE.select(0, static_cast<int64_t>(i)));
-    bias->value.sub_(bias->value.mean());
+    const at::Tensor& bias = bias_of(params, i).value;
+    bias.add_(step_LE.select(0, static_cast<int64_t>(i)));
+    bias.sub_(bias.mean());
   }
+}
+
+void LoadStatistics::update_bias(nn::ParamTable& params, std::vector<ForecastBias>& rules) const {
+  const at::NoGradGuard no_grad;
+  MOEBIUS_CHECK_EQ(rules.size(), layers_.size());
+  const at::Tensor counts_LE = packed_.narrow(1, 0, num_experts_).to(at::kCPU, at::kDouble).contiguous();
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const at::Tensor& bias = bias_of(params, i).value;
+    const at::Tensor shares_E = counts_LE.select(0, static_cast<int64_t>(i));
+    const at::Tensor bias_E = bias.to(at::kCPU, at::kDouble).contiguous();
+    shares_E.div_(shares_E.sum());
+    const auto size = static_cast<size_t>(num_experts_);
+    rules[i].update(std::span(shares_E.const_data_ptr<double>(), size),
+                    std::span(bias_E.mutable_data_ptr<double>(), size));
+    bias.copy_(bias_E);
+  }
+}
+
+nn::Param& LoadStatistics::bias_of(nn::ParamTable& params, size_t i) const {
+  nn::Param* bias = params.find(concat("layers.", layers_[i], ".moe.router_bias"));
+  MOEBIUS_CHECK(bias != nullptr, "no selection bias in layer ", layers_[i]);
+  return *bias;
 }
 
 }  // namespace moebius::moe

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "config/model_config.h"
+#include "moe/balance/bias_rule.h"
 #include "nn/feed_forward.h"
 #include "nn/param.h"
 
@@ -40,8 +41,13 @@ class LoadStatistics final : public nn::RoutingObserver {
   // Loss-free balancing (Wang et al. 2024): bias_e += rate * sign(mean load - load_e), then recentred to zero
   // mean. `scale`, an fp32 scalar: nothing changes when it is not finite (the step was skipped).
   void update_bias(nn::ParamTable& params, double rate, const at::Tensor& scale) const;
+  // By rules on the host, one per layer with experts: waits for the device.
+  void update_bias(nn::ParamTable& params, std::vector<ForecastBias>& rules) const;
+  int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }
 
  private:
+  nn::Param& bias_of(nn::ParamTable& params, size_t i) const;
+
   std::vector<int64_t> layers_;  // those with experts
   int64_t num_experts_;
   at::Tensor packed_;

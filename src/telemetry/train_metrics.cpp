@@ -52,6 +52,13 @@ Gauge& TrainMetrics::router_entropy(int64_t layer) {
                          layer_label(layer));
 }
 
+Gauge& TrainMetrics::forecast_error(const std::string& predictor, int64_t horizon) {
+  return registry_.gauge(
+      "moebius_moe_forecast_error_ratio",
+      "Error of the expert load shares forecast for the last step, as a ratio of the shares.",
+      {{"predictor", predictor}, {"horizon", std::to_string(horizon)}});
+}
+
 Counter& TrainMetrics::dropped_slots(int64_t layer) {
   return registry_.counter("moebius_expert_dropped_slots_total", "Expert slots dropped for lack of capacity.",
                            layer_label(layer));

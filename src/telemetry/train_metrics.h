@@ -32,6 +32,8 @@ class TrainMetrics {
   // Max load / mean load - 1 of the last step.
   Gauge& expert_max_violation(int64_t layer);
   Gauge& router_entropy(int64_t layer);  // nats
+  // Of a forecast that fell due in the last step: mean of |forecast - share| / share over experts and layers.
+  Gauge& forecast_error(const std::string& predictor, int64_t horizon);
   Counter& dropped_slots(int64_t layer);
   // Only where a counter is readable.
   Counter& energy_joules();

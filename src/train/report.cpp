@@ -1,6 +1,7 @@
 #include "train/report.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <fstream>
@@ -8,14 +9,18 @@
 #include <numeric>
 
 #include "base/concat.h"
+#include "base/error.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "base/memory.h"
 #include "base/units.h"
+#include "moe/balance/load_log.h"
 #include "ops/device.h"
 
 namespace moebius::train {
 namespace {
 
+const std::array<const char*, 3> kPredictors = {"last", "mean:256", "linear"};
 constexpr size_t kWarmUpSteps = 2;   // of a process: not counted in the median
 constexpr size_t kRecentSteps = 20;  // for the speed shown and the balance in the summary
 
@@ -80,6 +85,7 @@ Totals totals_until(const std::filesystem::path& metrics_file, int64_t step) {
     const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
     if (!json.is_object() || json.value("step", step + 1) > step) continue;
     totals.tokens = json.value("tokens", totals.tokens);
+    totals.targets = json.value("targets", totals.targets);
     totals.train_seconds += json.value("step_seconds", 0.0);
     totals.skipped_steps += json.value("skipped", false);
   }
@@ -94,7 +100,50 @@ Report::Report(const Context& context, telemetry::TrainMetrics& metrics)
       energy_(
           {context.config.energy, context.run_dir, context.device, context.pci_bus_id, context.first_step},
           metrics),
-      totals_(totals_until(context.run_dir / "metrics.jsonl", context.first_step)) {}
+      totals_(totals_until(context.run_dir / "metrics.jsonl", context.first_step)) {
+  if (context.first_step > 0 && context.config.train.forecast_horizon > 0) replay_forecasts();
+}
+
+std::vector<double> Report::forecast(const std::vector<moe::LayerLoad>& layers) {
+  const int64_t horizon = context_.config.train.forecast_horizon;
+  if (horizon == 0 || layers.empty()) return {};
+  if (forecasts_.empty()) {
+    for (const char* predictor : kPredictors) {
+      auto& scores = forecasts_.emplace_back();
+      for (const moe::LayerLoad& layer : layers)
+        scores.emplace_back(predictor, static_cast<int64_t>(layer.load.size()), horizon);
+    }
+  }
+  std::vector<double> errors(kPredictors.size());
+  bool is_due = false;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    std::vector<double> shares(layers[i].load.begin(), layers[i].load.end());
+    const double sum = std::accumulate(shares.begin(), shares.end(), 0.0);
+    if (!(sum > 0)) return {};
+    for (double& share : shares) share /= sum;
+    for (size_t p = 0; p < kPredictors.size(); ++p) {
+      const auto error = forecasts_[p][i].observe(shares);
+      is_due = is_due || error.has_value();
+      if (error) errors[p] += error->share / static_cast<double>(layers.size());
+    }
+  }
+  return is_due ? errors : std::vector<double>();
+}
+
+void Report::replay_forecasts() {
+  try {
+    const moe::LoadLog log = moe::read_load_log(context_.run_dir / "metrics.jsonl");
+    for (const moe::LoadLog::Step& step : log.steps) {
+      std::vector<moe::LayerLoad> layers(step.shares.size());
+      for (size_t i = 0; i < layers.size(); ++i)
+        layers[i].load.assign(step.shares[i].begin(), step.shares[i].end());
+      forecast(layers);
+    }
+  } catch (const UserError& error) {
+    log_warn(error.what(), "; forecasts begin anew");
+    forecasts_.clear();
+  }
+}
 
 void Report::validation(int64_t step, const Evaluation& evaluation) {
   evaluation_ = {step, evaluation};
@@ -118,6 +167,7 @@ void Report::step(const StepNumbers& numbers, double seconds, bool waited) {
   last_ = numbers;
   energy_.step(numbers.step, numbers.num_tokens, waited);
   totals_.tokens += numbers.num_tokens;
+  totals_.targets += numbers.num_targets;
   totals_.train_seconds += seconds;
   totals_.skipped_steps += numbers.skipped;
   step_seconds_.push_back(seconds);
@@ -156,6 +206,7 @@ void Report::step(const StepNumbers& numbers, double seconds, bool waited) {
   line["learning_rate"] = numbers.learning_rate;
   line["gradient_norm"] = numbers.gradient_norm;
   line["tokens"] = totals_.tokens;
+  line["targets"] = totals_.targets;
   line["step_seconds"] = seconds;
   line["tokens_per_second"] = rate;
   if (numbers.skipped) line["skipped"] = true;
@@ -173,6 +224,11 @@ void Report::step(const StepNumbers& numbers, double seconds, bool waited) {
   if (!numbers.layers.empty()) {
     line["max_violation"] = numbers.max_violation();
     line["layers"] = layers_json(numbers.layers);
+    const std::vector<double> errors = forecast(numbers.layers);
+    for (size_t p = 0; p < errors.size(); ++p) {
+      metrics_.forecast_error(kPredictors[p], context_.config.train.forecast_horizon).set(errors[p]);
+      line["forecast_error"][kPredictors[p]] = errors[p];
+    }
   }
   if (evaluation_is_new_ && evaluation_->first == numbers.step) {
     line["validation_loss"] = evaluation_->second.loss;
@@ -222,11 +278,14 @@ void Report::write_summary(const Ending& ending) {
   json["steps"] = last_.step;
   json["interrupted"] = ending.interrupted;
   json["tokens"] = totals_.tokens;
+  json["targets"] = totals_.targets;
   json["train_seconds"] = totals_.train_seconds;
   json["wall_seconds"] = ending.wall_seconds;
   const double rate =
       totals_.train_seconds > 0 ? static_cast<double>(totals_.tokens) / totals_.train_seconds : 0;
   json["tokens_per_second"] = rate;
+  json["targets_per_second"] =
+      totals_.train_seconds > 0 ? static_cast<double>(totals_.targets) / totals_.train_seconds : 0;
   const double median = median_step_seconds();
   if (median > 0) {
     const double median_rate = static_cast<double>(last_.num_tokens) / median;

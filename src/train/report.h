@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "config/train_config.h"
+#include "moe/balance/forecast_score.h"
 #include "telemetry/jsonl.h"
 #include "telemetry/metrics.h"
 #include "telemetry/progress.h"
@@ -21,7 +22,8 @@ namespace moebius::train {
 
 // Totals of a run over all its processes.
 struct Totals {
-  int64_t tokens = 0;
+  int64_t tokens = 0;        // padding included
+  int64_t targets = 0;       // tokens that the loss counts
   double train_seconds = 0;  // in optimizer steps; validation, samples and waiting for the disk not counted
   int64_t skipped_steps = 0;
 };
@@ -71,6 +73,11 @@ class Report {
  private:
   void show(const StepNumbers& numbers);
   double median_step_seconds() const;
+  // Judges the forecasts that fall due with these shares, and makes the next ones. Mean error per predictor,
+  // in their order; empty when none is due.
+  std::vector<double> forecast(const std::vector<moe::LayerLoad>& layers);
+  // Shows the predictors what a resumed run logged.
+  void replay_forecasts();
 
   Context context_;
   telemetry::TrainMetrics& metrics_;
@@ -85,6 +92,7 @@ class Report {
   std::vector<double> step_seconds_;   // of this process, the first ones left out
   std::deque<double> recent_seconds_;  // for the speed shown
   std::deque<double> recent_violation_;
+  std::vector<std::vector<moe::ForecastScore>> forecasts_;  // per predictor, per layer
 };
 
 // Peak memory of the model's device: tensors on a GPU, resident memory of the process on the CPU.

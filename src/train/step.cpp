@@ -77,6 +77,11 @@ TrainStep::TrainStep(const config::RunConfig& config, nn::Decoder& decoder, Adam
   options_.with_mtp = config.model.mtp.depth > 0;
   options_.observer = &statistics_;
   if (!recorder_ && config.train.cuda_graph) recorder_ = ops::make_graph_recorder(decoder.device());
+  const config::MoeConfig& moe = config.model.moe;
+  if (moe.balance.bias_rate > 0 && moe.balance.bias_rule == "forecast") {
+    const moe::ForecastBias rule({.rate = moe.balance.bias_rate}, moe.experts);
+    bias_rules_.assign(static_cast<size_t>(statistics_.num_layers()), rule);
+  }
 }
 
 at::Tensor TrainStep::total_loss(MicroLosses& losses, const nn::DecoderOutput& output, double scale,
@@ -132,15 +137,18 @@ at::Tensor TrainStep::compute(const Work& work) {
   } else {
     optimizer_.step(work.learning_rate, work.step, clip.scale);
   }
-  if (config_.model.moe.balance.bias_rate > 0 && !statistics_.empty())
+  if (!bias_rules_.empty()) {
+    if (is_finite(clip.scale)) statistics_.update_bias(decoder_.params(), bias_rules_);
+  } else if (config_.model.moe.balance.bias_rate > 0 && !statistics_.empty()) {
     statistics_.update_bias(decoder_.params(), config_.model.moe.balance.bias_rate, clip.scale);
+  }
   return at::cat({at::stack({loss, balance, clip.norm, clip.scale, mtp}).view({kHead}),
                   statistics_.packed().reshape({-1})});
 }
 
 std::string TrainStep::bucket_key(const std::vector<data::Batch>& micro_batches, int64_t num_targets) const {
-  // The angles of dynamic scaling follow the longest sequence at hand.
-  if (!recorder_ || config_.model.rope.scaling == "dynamic") return {};
+  // The angles of dynamic scaling follow the longest sequence at hand; the forecasting rule reckons on the host.
+  if (!recorder_ || config_.model.rope.scaling == "dynamic" || !bias_rules_.empty()) return {};
   std::string key = std::to_string(num_targets);
   for (const data::Batch& batch : micro_batches) {
     const int64_t documents = static_cast<int64_t>(batch.cu_seqlens.size()) - 1;

@@ -71,6 +71,9 @@ class TrainStep {
   // without a host synchronisation, and the numbers follow.
   PendingNumbers run(int64_t step, std::vector<data::Batch>& micro_batches);
 
+  // What balance.bias_rule = "forecast" remembers, per layer with experts; empty with other rules.
+  std::vector<moe::ForecastBias>& bias_rules() { return bias_rules_; }
+
   // The name of the first tensor that is not finite when `step` is computed again on these micro-batches:
   // parameters first, then intermediate results in order, then gradients; empty when all are finite.
   // Gradients are released.
@@ -116,6 +119,7 @@ class TrainStep {
   nn::Decoder& decoder_;
   AdamW& optimizer_;
   moe::LoadStatistics statistics_;
+  std::vector<moe::ForecastBias> bias_rules_;
   nn::ForwardOptions options_;
   std::unique_ptr<ops::GraphRecorder> recorder_;  // null: steps are not recorded
   std::map<std::string, Bucket> buckets_;

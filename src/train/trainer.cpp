@@ -104,6 +104,7 @@ class Run {
 
   void restore(const ckpt::Checkpoint& checkpoint) {
     checkpoint.load(groups_);
+    restore_bias_rules(checkpoint);
     first_step_ = checkpoint.step();
     saved_step_ = first_step_;
     log_info("resuming from step ", first_step_, " (", checkpoint.path().string(), ")");
@@ -112,6 +113,7 @@ class Run {
   TrainResult train(std::unique_ptr<data::BatchSource> batches);
 
  private:
+  void restore_bias_rules(const ckpt::Checkpoint& checkpoint);
   // Waits for the step that runs on the device, validates if asked to, reports, and stops the run when too
   // many broke.
   void settle(bool validates = false);
@@ -148,6 +150,17 @@ class Run {
   double checkpoint_stall_seconds_ = 0;
   bool tracing_ = false;
 };
+
+// A checkpoint of a run with another rule has none: they begin anew.
+void Run::restore_bias_rules(const ckpt::Checkpoint& checkpoint) {
+  std::vector<moe::ForecastBias>& rules = step_.bias_rules();
+  const auto state = nlohmann::json::parse(checkpoint.state_json());
+  const auto saved = state.find("bias_rules");
+  if (saved == state.end() || saved->size() != rules.size()) return;
+  for (size_t i = 0; i < rules.size(); ++i)
+    rules[i].set_state({(*saved)[i].at("level").get<std::vector<double>>(),
+                        (*saved)[i].at("trend").get<std::vector<double>>()});
+}
 
 void Run::settle(bool validates) {
   if (!pending_) return;
@@ -186,6 +199,8 @@ Result<void> Run::save(int64_t step) {
   state["tokens"] = report_->totals().tokens;
   state["seed"] = config_.train.seed;
   state["next_step"] = step + 1;
+  for (const moe::ForecastBias& rule : step_.bias_rules())
+    state["bias_rules"].push_back({{"level", rule.state().level}, {"trend", rule.state().trend}});
   if (sources_.tokenizer) state["tokenizer_fingerprint"] = sources_.tokenizer->fingerprint();
   meta.state_json = state.dump();
   Result<void> result = checkpointer_.save(meta, groups_);

@@ -282,5 +282,43 @@ TEST(Trainer, traces_the_steps_asked_for) {
   EXPECT_EQ(spans["optimizer"], 2);
 }
 
+TEST(Trainer, a_bias_that_answers_forecasts_resumes_bit_for_bit_and_reports_their_errors) {
+  const TestFolder folder;
+  const auto options_of = [&](const std::string& name, int64_t steps) {
+    TrainOptions options = tiny_run(folder, name, steps);
+    options.config.model.moe.balance.bias_rate = 0.01;
+    options.config.model.moe.balance.bias_rule = "forecast";
+    options.config.train.forecast_horizon = 3;
+    return options;
+  };
+  const TrainOptions straight = options_of("straight", 10);
+  train(straight);
+  TrainOptions parts = options_of("parts", 4);
+  train(parts);
+  parts.config.train.steps = 10;
+  parts.mode = RunMode::resume;
+  train(parts);
+  const auto name = ckpt::step_dir({}, 10);
+  for (const auto& entry : std::filesystem::directory_iterator(straight.run_dir / name)) {
+    const auto other = parts.run_dir / name / entry.path().filename();
+    EXPECT_TRUE(read_file(entry.path()) == read_file(other)) << other;
+  }
+  std::vector<nlohmann::json> errors[2];
+  for (int i = 0; i < 2; ++i) {
+    std::ifstream file((i == 0 ? straight : parts).run_dir / "metrics.jsonl");
+    for (std::string line; std::getline(file, line);) {
+      const auto json = nlohmann::json::parse(line);
+      if (json.contains("forecast_error")) errors[i].push_back(json["forecast_error"]["last"]);
+    }
+  }
+  ASSERT_EQ(errors[0].size(), 7u) << "from the fourth step on";
+  ASSERT_EQ(errors[1].size(), 7u);
+  for (size_t i = 0; i < 7; ++i) {
+    // What a resumed run replays is rounded to four digits.
+    EXPECT_NEAR(errors[0][i].get<double>(), errors[1][i].get<double>(), 2e-3);
+    EXPECT_GT(errors[0][i].get<double>(), 0);
+  }
+}
+
 }  // namespace
 }  // namespace moebius::train
