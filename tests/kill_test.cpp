@@ -1,6 +1,7 @@
 // A run that is killed again and again, at any moment, ends with the same files as one that was left alone.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <csignal>
 #include <filesystem>
 #include <random>
@@ -63,6 +64,56 @@ TEST(Kill, a_run_killed_at_random_moments_resumes_to_the_same_end) {
     ASSERT_TRUE(fs::exists(other)) << other;
     EXPECT_TRUE(read_file(entry.path()) == read_file(other)) << other;
   }
+}
+
+TEST(Kill, a_build_of_a_corpus_killed_at_random_moments_goes_on_to_the_same_files) {
+  const TestFolder folder;
+  const unsigned seed = std::random_device()();
+  std::mt19937 random(seed);
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::string lines;
+  for (int i = 0; i < 40000; ++i) {
+    lines += "{\"text\": \"document " + std::to_string(i % 9 == 0 ? i / 2 : i);
+    for (size_t k = random() % 100; k > 0; --k) lines += " " + std::to_string(random() % 50000);
+    lines += "\"}\n";
+  }
+  write_file_atomic(folder / "lines.jsonl", lines);
+  const auto build = [&](const std::string& out) {
+    return std::vector<std::string>{"data",
+                                    "build",
+                                    (folder / "lines.jsonl").string(),
+                                    "--out",
+                                    (folder / out).string(),
+                                    "--duplicates",
+                                    "near",
+                                    "--commit-mib",
+                                    "1"};
+  };
+  const auto begin = std::chrono::steady_clock::now();
+  ASSERT_EQ(run_program(build("straight")).code, 0);
+  const auto whole =
+      std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - begin);
+  int num_kills = 0;
+  Finished last;
+  for (int attempt = 0; attempt < 60; ++attempt) {
+    ChildProcess child(build("killed"));
+    if (num_kills < 12) {
+      std::this_thread::sleep_for(whole * (5 + random() % 60) / 100);
+      child.signal(SIGKILL);
+    }
+    last = child.wait();
+    if (last.code == 0) break;
+    ASSERT_EQ(last.code, 128 + SIGKILL) << last.errors;
+    ++num_kills;
+  }
+  EXPECT_GT(num_kills, 0);
+  EXPECT_EQ(last.code, 0) << last.errors;
+  for (const char* end : {".bin", ".idx", ".json"}) {
+    EXPECT_TRUE(read_file(folder / ("straight" + std::string(end))) ==
+                read_file(folder / ("killed" + std::string(end))))
+        << end;
+  }
+  EXPECT_FALSE(fs::exists(folder / ".killed.building"));
 }
 
 }  // namespace

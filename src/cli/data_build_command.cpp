@@ -30,6 +30,7 @@ struct BuildArguments {
   std::vector<std::string> files;
   std::string tokenizer = "bytes", out, duplicates = "keep", on_error = "stop", report;
   data::CorpusBuild build;
+  int64_t commit_mib = 64;
   bool per_line = false, overwrite = false;
 };
 
@@ -144,6 +145,7 @@ void run_build(BuildArguments& arguments) {
   plan.duplicates = duplicates_of(arguments.duplicates);
   plan.skips_errors = arguments.on_error == "skip";
   plan.keeps_partial = true;
+  plan.commit_bytes = arguments.commit_mib << 20;
   if (data::corpus_is_current(plan)) {
     std::cout << "up to date: ";
   } else {
@@ -215,6 +217,11 @@ void add_data_build_command(CLI::App& parent) {
       ->check(CLI::IsMember({"cpu", "opencl"}));
   command->add_option("--threads", build.num_threads, "Threads that parse and tokenize (default: all cores)")
       ->check(CLI::PositiveNumber);
+  command
+      ->add_option("--commit-mib", arguments->commit_mib,
+                   "MiB of tokens between two points from which a build that was stopped goes on")
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
   command->add_option("--report", arguments->report, "Write counters and times of the stages as JSON");
   command->add_flag("--overwrite", arguments->overwrite, "Replace another corpus under this prefix");
   command->callback([arguments] { run_build(*arguments); });
