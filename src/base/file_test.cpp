@@ -5,7 +5,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <fstream>
+#include <thread>
+#include <vector>
 
 #include "base/error.h"
 #include "base/test_folder.h"
@@ -140,6 +144,54 @@ TEST(MappedFile, maps_moves_and_refuses) {
   moved = MappedFile(folder / "empty");
   EXPECT_TRUE(moved.bytes().empty());
   EXPECT_THAT(message_of<UserError>([] { MappedFile("/nowhere/x"); }), HasSubstr("cannot read '/nowhere/x'"));
+}
+
+TEST(AppendFile, goes_on_behind_what_is_known_to_be_whole) {
+  TestFolder folder;
+  const fs::path path = folder / "work/log", result = folder / "result";
+  {
+    AppendFile file(path);
+    file.write("first ", 6);
+    file.sync();
+    file.write("never synced", 12);
+    EXPECT_EQ(file.num_bytes(), 18);
+  }
+  EXPECT_EQ(read_file(path), "first ");
+  std::ofstream(path, std::ios::app) << "torn";
+  AppendFile file(path, 6);
+  file.write("second", 6);
+  file.publish(result);
+  EXPECT_EQ(read_file(result), "first second");
+  EXPECT_FALSE(fs::exists(path));
+  EXPECT_EQ(message_of<UserError>([&] { AppendFile(result, 20); }),
+            "'" + result.string() + "' has 12 bytes, expected at least 20; it was damaged, remove it");
+}
+
+TEST(AppendFile, a_full_disk_is_named) {
+  TestFolder folder;
+  AppendFile file(folder / "log");
+  const ScopedDiskLimit full(10);
+  file.write(std::string(20, 'x').data(), 20);
+  EXPECT_THAT(message_of<UserError>([&] { file.sync(); }),
+              AllOf(HasSubstr("cannot write"), HasSubstr("the disk is full, 10 B free")));
+}
+
+TEST(Folders, a_lock_is_held_by_one_at_a_time) {
+  TestFolder folder;
+  std::atomic<int> inside{0}, most{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&] {
+      for (int round = 0; round < 20; ++round) {
+        const FolderLock lock(folder / "work");
+        most = std::max(most.load(), ++inside);
+        --inside;
+        fs::remove_all(folder / "work");  // as a builder does at its end: from here on the next one may come
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(most, 1);
 }
 
 TEST(Folders, publishing_replaces_a_folder_of_that_name) {
