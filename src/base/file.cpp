@@ -257,8 +257,10 @@ void AppendFile::publish(const fs::path& to) {
 }
 
 FolderLock::FolderLock(const fs::path& folder) {
+  make_folders(folder_of(folder));
   while (true) {
-    make_folders(folder);
+    if (::mkdir(folder.c_str(), 0777) != 0 && errno != EEXIST)
+      throw_file_error("cannot make the folder", folder, errno);
     const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0 && errno == ENOENT) continue;  // removed by the one who had it
     if (fd < 0) throw_file_error("cannot open the folder", folder, errno);

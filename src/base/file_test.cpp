@@ -173,7 +173,7 @@ TEST(AppendFile, a_full_disk_is_named) {
   const ScopedDiskLimit full(10);
   file.write(std::string(20, 'x').data(), 20);
   EXPECT_THAT(message_of<UserError>([&] { file.sync(); }),
-              AllOf(HasSubstr("cannot write"), HasSubstr("the disk is full, 10 B free")));
+              AllOf(HasSubstr("cannot write"), HasSubstr("the disk is full, 0 B free")));
 }
 
 TEST(Folders, a_lock_is_held_by_one_at_a_time) {

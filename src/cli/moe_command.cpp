@@ -7,6 +7,7 @@
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -81,18 +82,18 @@ void run_forecast(const ForecastArguments& arguments) {
                        {"smooth", arguments.smooth}, {"forecasts", ordered_json::array()}};
   const double floor = arguments.top_k > 0 ? floor_of(log, arguments) : 0;
   if (floor > 0) json["sampling_error"] = floor;
-  if (!arguments.json)
-    std::cout << log.steps.size() << " steps, " << log.layers.size() << " layers of " << log.num_experts
-              << " experts; error of the load share in %, of the largest share in brackets\npredictor   ";
+  std::ostringstream table;
+  table << log.steps.size() << " steps, " << log.layers.size() << " layers of " << log.num_experts
+        << " experts; error of the load share in %, of the largest share in brackets\npredictor   ";
   char cell[64];
   for (const int64_t horizon : arguments.horizons) {
     std::snprintf(cell, sizeof cell, "%17s", concat("+", horizon).c_str());
-    if (!arguments.json) std::cout << cell;
+    table << cell;
   }
-  if (!arguments.json) std::cout << "\n";
+  table << "\n";
   for (const std::string& predictor : arguments.predictors) {
     std::snprintf(cell, sizeof cell, "%-12s", predictor.c_str());
-    if (!arguments.json) std::cout << cell;
+    table << cell;
     for (const int64_t horizon : arguments.horizons) {
       const MeanError error = replay(log, predictor, horizon, arguments.steps, arguments.smooth);
       if (error.count == 0) {
@@ -107,16 +108,15 @@ void run_forecast(const ForecastArguments& arguments) {
                                    {"largest_error", error.largest()},
                                    {"judged", error.count}});
       std::snprintf(cell, sizeof cell, "%8.2f (%6.2f)", 100 * error.share(), 100 * error.largest());
-      if (!arguments.json) std::cout << cell;
+      table << cell;
     }
-    if (!arguments.json) std::cout << "\n";
+    table << "\n";
   }
-  if (arguments.json) {
-    std::cout << json.dump(2) << "\n";
-  } else if (floor > 0) {
+  if (floor > 0) {
     std::snprintf(cell, sizeof cell, "%.2f", 100 * floor);
-    std::cout << "chance alone, if tokens were dealt out independently: " << cell << "\n";
+    table << "chance alone, if tokens were dealt out independently: " << cell << "\n";
   }
+  std::cout << (arguments.json ? json.dump(2) + "\n" : table.str());
 }
 
 struct PlaceArguments {

@@ -50,9 +50,12 @@ TEST(LineDecoder, finds_the_field_of_an_object_and_spells_escapes) {
       (Texts{"z"}));
   EXPECT_EQ(decode(*decoder, ""), Texts{});
   EXPECT_EQ(decode(*decoder, "\n"), Texts{"(blank)"});
-  EXPECT_EQ(decode(*decoder, R"({"long name, 64 bytes ........................................bytes": "x"})",
-                   "long name, 64 bytes ........................................bytes"),
+  const std::string longest(64, 'f');
+  EXPECT_EQ(decode(*decoder, "{\"" + longest + "f\": \"no\", \"" + longest + "\": \"x\"}", longest),
             (Texts{"x"}));
+  EXPECT_TRUE(kernel_supports_field(longest));
+  EXPECT_FALSE(kernel_supports_field(longest + "f"));
+  EXPECT_FALSE(kernel_supports_field("/a/b"));
 }
 
 TEST(LineDecoder, leaves_what_is_wrong_or_rare_to_the_host) {
