@@ -53,6 +53,16 @@ const char* name_of(Duplicates duplicates) {
 CharacterCounts count_characters(std::string_view text) {
   CharacterCounts counts;
   while (!text.empty()) {
+    // Most text is ASCII.
+    size_t ascii = 0;
+    for (; ascii < text.size(); ++ascii) {
+      const auto byte = static_cast<unsigned char>(text[ascii]);
+      if (byte >= 0x80) break;
+      counts.unprintable += is_unprintable(byte);
+    }
+    counts.characters += static_cast<int64_t>(ascii);
+    text.remove_prefix(ascii);
+    if (text.empty()) break;
     ++counts.characters;
     counts.unprintable += is_unprintable(take_character(text));
   }
