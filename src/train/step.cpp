@@ -147,7 +147,8 @@ at::Tensor TrainStep::compute(const Work& work) {
 }
 
 std::string TrainStep::bucket_key(const std::vector<data::Batch>& micro_batches, int64_t num_targets) const {
-  // The angles of dynamic scaling follow the longest sequence at hand; the forecasting rule reckons on the host.
+  // The angles of dynamic scaling follow the longest sequence at hand; the forecasting rule reckons on the
+  // host.
   if (!recorder_ || config_.model.rope.scaling == "dynamic" || !bias_rules_.empty()) return {};
   std::string key = std::to_string(num_targets);
   for (const data::Batch& batch : micro_batches) {
