@@ -76,4 +76,24 @@ inline double median_us(const std::function<void(Stream)>& kernel, int warm_up =
   return static_cast<double>(times[times.size() / 2]);
 }
 
+// Mean microseconds of a kernel that has run without a pause for `seconds` and runs on for as long: what a
+// layer sees, since a card at its power limit clocks lower after some tenths of a second.
+inline double sustained_us(const std::function<void(Stream)>& kernel, double seconds = 0.2) {
+  const double once = median_us(kernel, 1, 3);
+  const int count = static_cast<int>(seconds * 1e6 / once) + 1;
+  cudaEvent_t begin = nullptr, end = nullptr;
+  MOEBIUS_CUDA_CHECK(cudaEventCreate(&begin));
+  MOEBIUS_CUDA_CHECK(cudaEventCreate(&end));
+  for (int i = 0; i < count; ++i) kernel(nullptr);
+  MOEBIUS_CUDA_CHECK(cudaEventRecord(begin, nullptr));
+  for (int i = 0; i < count; ++i) kernel(nullptr);
+  MOEBIUS_CUDA_CHECK(cudaEventRecord(end, nullptr));
+  MOEBIUS_CUDA_CHECK(cudaEventSynchronize(end));
+  float ms = 0.0f;
+  MOEBIUS_CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
+  MOEBIUS_CUDA_CHECK(cudaEventDestroy(begin));
+  MOEBIUS_CUDA_CHECK(cudaEventDestroy(end));
+  return static_cast<double>(ms) * 1e3 / count;
+}
+
 }  // namespace moebius::kernels::cuda

@@ -59,7 +59,7 @@ double best_of(const char* title, const GroupedGemmArgs& args, double flops) {
   for (const GroupedVariant* variant : grouped_variants(args)) {
     std::printf("  %-26s %-20s", title, name_of(*variant));
     std::fflush(stdout);
-    const double us = median_us([&](Stream stream) { run_variant(*variant, args, stream); }, 2, 9);
+    const double us = sustained_us([&](Stream stream) { run_variant(*variant, args, stream); });
     std::printf(" %9.1f us %7.1f TFLOP/s\n", us, flops / us / 1e6);
     std::fflush(stdout);
     best = std::min(best, us);

@@ -113,9 +113,11 @@ std::vector<const GroupedVariant*> grouped_variants(const GroupedGemmArgs& args)
   const Extents size = extents_of(args);
   const double sum = size.sum > 0 ? static_cast<double>(size.sum)
                                   : static_cast<double>(args.num_rows) / static_cast<double>(args.num_groups);
-  const bool gathers = args.kind == GroupedGemmKind::weight_grad && gather != Gather::none;
+  const RowSource source = gather == Gather::none                      ? RowSource::as_they_are
+                           : args.kind == GroupedGemmKind::weight_grad ? RowSource::gathered_to_sum
+                                                                       : RowSource::gathered;
   const auto time = [&](const GroupedVariant* v) {
-    return relative_time(v->tile.columns, v->pingpong, size.columns, sum, gathers);
+    return relative_time(v->tile.columns, v->pingpong, size.columns, sum, source);
   };
   std::stable_sort(found.begin(), found.end(),
                    [&](const auto* x, const auto* y) { return time(x) < time(y); });

@@ -49,16 +49,20 @@ MOEBIUS_HOST_DEVICE TilePlace tile_at(const GroupedTiles& t, const int32_t* star
   return {group, local % row_tiles, local / row_tiles};
 }
 
+// How a product gets its rows.
+enum class RowSource : uint8_t { as_they_are, gathered, gathered_to_sum };
+
 // How long a variant takes for one product, against others: columns that are computed and thrown away, and
 // what two warpgroups on one tile (`pingpong` false) lose while results are written, which is less the more
-// is summed. Constants read from docs/benchmarks/gpu-kernel-notes.md. `sum`: summed extent; for weight
-// gradients the mean rows of a group. `gathers`: a weight gradient that gathers an operand, which the wider
-// tile reads less often.
-inline double relative_time(int32_t tile_columns, bool pingpong, int64_t columns, double sum, bool gathers) {
+// is summed; gathered rows are read less often by the wider tile. Constants from
+// docs/benchmarks/gpu-kernel-notes.md. `sum`: summed extent; for weight gradients the mean rows of a group.
+inline double relative_time(int32_t tile_columns, bool pingpong, int64_t columns, double sum,
+                            RowSource source) {
   const auto tiles = static_cast<double>((columns + tile_columns - 1) / tile_columns);
   const double padded = tiles * tile_columns / static_cast<double>(columns);
   if (pingpong) return padded;
-  return padded * (1.04 + 70.0 / (sum < 70.0 ? 70.0 : sum)) * (gathers ? 0.86 : 1.0);
+  const double reading = source == RowSource::as_they_are ? 1.0 : source == RowSource::gathered ? 0.96 : 0.86;
+  return padded * (1.01 + 70.0 / (sum < 70.0 ? 70.0 : sum)) * reading;
 }
 
 }  // namespace moebius::kernels::cuda

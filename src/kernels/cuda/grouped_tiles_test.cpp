@@ -62,16 +62,19 @@ TEST(GroupedTiles, neighbours_share_columns_when_rows_go_first) {
 }
 
 TEST(GroupedTiles, the_wide_tile_is_chosen_where_the_narrow_one_computes_for_nothing) {
-  const auto wide_wins = [](int64_t columns, double sum, bool gathers) {
-    return relative_time(256, false, columns, sum, gathers) < relative_time(192, true, columns, sum, gathers);
+  const auto wide_wins = [](int64_t columns, double sum, RowSource source = RowSource::as_they_are) {
+    return relative_time(256, false, columns, sum, source) < relative_time(192, true, columns, sum, source);
   };
-  EXPECT_TRUE(wide_wins(256, 1536, false));
-  EXPECT_TRUE(wide_wins(512, 1536, false));
-  EXPECT_TRUE(wide_wins(1024, 2048, false));
-  EXPECT_FALSE(wide_wins(768, 2048, false));
-  EXPECT_FALSE(wide_wins(2048, 2048, false));
-  EXPECT_FALSE(wide_wins(1536, 256, false));
-  EXPECT_TRUE(wide_wins(1536, 1536, true));
+  EXPECT_TRUE(wide_wins(256, 1536));
+  EXPECT_TRUE(wide_wins(512, 1536));
+  EXPECT_TRUE(wide_wins(1024, 2048));
+  EXPECT_FALSE(wide_wins(768, 2048));
+  EXPECT_FALSE(wide_wins(2048, 2048));
+  EXPECT_FALSE(wide_wins(1536, 256));
+  EXPECT_FALSE(wide_wins(1536, 2048, RowSource::gathered));
+  EXPECT_TRUE(wide_wins(2048, 4096, RowSource::gathered));
+  EXPECT_TRUE(wide_wins(4096, 28672));
+  EXPECT_TRUE(wide_wins(1536, 1536, RowSource::gathered_to_sum));
 }
 
 }  // namespace
