@@ -57,7 +57,7 @@ void run_train(const TrainArguments& arguments) {
                         : std::filesystem::path(arguments.run_dir);
   options.mode = mode_of(arguments, options.run_dir);
   if (arguments.go_on && options.mode == train::RunMode::resume) {
-    const int64_t done = ckpt::list_steps(options.run_dir).back();
+    const int64_t done = ckpt::list_steps(options.run_dir).front();  // newest
     if (done >= options.config.train.steps) {
       std::cout << "done already: step " << done << "; results in " << options.run_dir.string() << "\n";
       return;

@@ -32,9 +32,13 @@ bool is_pausing_policy(const std::string& name) {
   return name == "ecovisor" || name == "wait_awhile" || name == "elastic" || name == "own";
 }
 
+// SIGINT, SIGTERM and SIGKILL, as a machine that goes down or a cluster that needs the place sends them.
+bool is_signal(int code) {
+  return code == 130 || code == 143 || code == 137;
+}
+
 bool was_stopped(const StoredJob& job, int code) {
-  return code == job.pause_code ||
-         (job.state == State::stopping && (code == 130 || code == 137 || code == 143));
+  return code == job.pause_code || (job.state == State::stopping && is_signal(code));
 }
 
 }  // namespace
@@ -135,20 +139,27 @@ void Dispatcher::watch(Live& live, double now_s) {
       if (job.wanted == Wanted::cancel && job.state == State::stopping && status->code != 0)
         return finish(live, State::cancelled, status->code, now_s, "cancelled");
       if (status->code == 0) return finish(live, State::done, 0, now_s, "done");
+      if (job.can_pause && is_signal(status->code))
+        return lost(live, now_s, concat("was ended by others with code ", status->code));
       return finish(live, State::failed, status->code, now_s, concat("failed with code ", status->code));
     case RunStatus::Kind::none:
       if (job.wanted == Wanted::cancel) return finish(live, State::cancelled, 0, now_s, "cancelled");
       if (job.state == State::starting) return back_to_waiting(live, now_s, "was not started");
-      if (metrics_ != nullptr) metrics_->lost_attempts.add();
-      if (++job.lost_attempts > options_.max_lost_attempts)
-        return finish(live, State::failed, 0, now_s,
-                      concat("ended without a word ", job.lost_attempts, " times"));
-      return back_to_waiting(live, now_s, "ended without a word; goes on from its last checkpoint");
+      return lost(live, now_s, "ended without a word");
   }
   if (job.state == State::stopping) {
     const bool late = now_s - job.state_since_s > options_.stop_grace_s;
     if (const auto asked = engine_.stop(job.id, job.attempts, late); !asked) job.note = asked.error().message;
   }
+}
+
+// An attempt that nobody asked to end: another one goes on from the last checkpoint, but not for ever.
+void Dispatcher::lost(Live& live, double now_s, const std::string& how) {
+  if (metrics_ != nullptr) metrics_->lost_attempts.add();
+  const int64_t times = ++live.job.lost_attempts;
+  if (times > options_.max_lost_attempts)
+    return finish(live, State::failed, 0, now_s, concat(how, ", ", times, " times"));
+  back_to_waiting(live, now_s, how + "; goes on from its last checkpoint");
 }
 
 // Time that has run since it was last counted: progress, energy, emissions.
@@ -336,6 +347,15 @@ void Dispatcher::act(double now_s) {
   const std::vector<Live*> order = in_order();
   for (Live* live : order) {
     StoredJob& job = live->job;
+    if (job.state == State::starting) {
+      // Accepted by a cluster and not running yet: taken back when it is no longer wanted, or not in this
+      // size.
+      const bool fits_plan = !job.can_pause || wanted_workers(*live, now_s) == job.workers;
+      if (job.wanted == Wanted::run && fits_plan) continue;
+      if (const auto asked = engine_.stop(job.id, job.attempts, false); !asked)
+        job.note = asked.error().message;
+      continue;
+    }
     if (job.state != State::running) continue;
     if (job.wanted == Wanted::cancel) {
       stop(*live, now_s, "to be cancelled");

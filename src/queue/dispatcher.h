@@ -57,6 +57,7 @@ class Dispatcher {
   void watch(Live& live, double now_s);
   void count(StoredJob& job, double now_s);
   void finish(Live& live, State state, int code, double now_s, const std::string& what);
+  void lost(Live& live, double now_s, const std::string& how);
   void back_to_waiting(Live& live, double now_s, const std::string& what);
   void plan_all(double now_s);
   bool needs_plan(const Live& live, double now_s);

@@ -49,7 +49,7 @@ class FakeEngine final : public Engine {
     if (refuse) return *refuse;
     for (const Run& each : runs)
       EXPECT_FALSE(each.launch.job == launch.job && each.status.kind == Kind::running) << "doubled";
-    runs.push_back({launch, {Kind::running}});
+    runs.push_back({launch, {pends ? Kind::pending : Kind::running}});
     return {};
   }
   Result<RunStatus> status(int64_t job, int64_t attempt) override {
@@ -60,7 +60,11 @@ class FakeEngine final : public Engine {
     Run* run = find(job, attempt);
     if (run == nullptr) return {};
     ++(now ? run->killed : run->asked);
-    if (obeys || now) run->status = {Kind::exited, now ? 137 : 75};
+    if (run->status.kind == Kind::pending) {
+      run->status = {Kind::none};
+    } else if (obeys || now) {
+      run->status = {Kind::exited, now ? 137 : 75};
+    }
     return {};
   }
   Run* find(int64_t job, int64_t attempt) {
@@ -69,7 +73,7 @@ class FakeEngine final : public Engine {
     return nullptr;
   }
   std::vector<Run> runs;
-  bool obeys = true;
+  bool obeys = true, pends = false;
   std::optional<Error> refuse;
 };
 
@@ -262,8 +266,21 @@ TEST_F(DispatcherTest, an_attempt_that_dies_without_a_word_is_started_again_but_
   engine.runs.back().status = {Kind::none};
   run_for(0.2);
   EXPECT_EQ(now(id).state, State::failed);
-  EXPECT_EQ(now(id).note, "ended without a word 6 times");
+  EXPECT_EQ(now(id).note, "ended without a word, 6 times");
   EXPECT_EQ(engine.runs.size(), 6u);
+}
+
+TEST_F(DispatcherTest, one_that_others_end_goes_on_and_one_that_fails_does_not) {
+  options.policy = "now";
+  const int64_t id = job(5, 100).id;
+  run_for(0.2);
+  engine.runs.back().status = {Kind::exited, 143};
+  run_for(0.2);
+  EXPECT_EQ(now(id).state, State::running);
+  EXPECT_EQ(now(id).lost_attempts, 1);
+  engine.runs.back().status = {Kind::exited, 1};
+  run_for(0.2);
+  EXPECT_EQ(now(id).state, State::failed);
 }
 
 TEST_F(DispatcherTest, a_new_dispatcher_adopts_what_runs) {
@@ -286,6 +303,21 @@ TEST_F(DispatcherTest, plans_made_once_survive_a_restart) {
   restart();
   run_for(0.1);
   EXPECT_EQ(now(id).plan, plan);
+}
+
+TEST_F(DispatcherTest, a_start_that_a_cluster_keeps_waiting_is_taken_back_when_it_is_not_wanted) {
+  options.policy = "now";
+  engine.pends = true;
+  const int64_t id = job(5, 100).id;
+  run_for(0.2);
+  EXPECT_EQ(now(id).state, State::starting);
+  EXPECT_EQ(now(id).work_done_s, 0);
+  store.want(id, Wanted::hold, clock.unix_seconds());
+  run_for(0.2);
+  EXPECT_EQ(engine.runs[0].asked, 1);
+  EXPECT_EQ(now(id).state, State::waiting);
+  EXPECT_EQ(now(id).note, "was not started");
+  EXPECT_EQ(now(id).lost_attempts, 0);
 }
 
 TEST_F(DispatcherTest, what_does_not_stop_is_ended_after_the_grace) {

@@ -56,6 +56,7 @@ Recovered recover_database(const fs::path& folder) {
   {
     Store saved(scratch.path() / "saved", Database::Access::kCreate);
     Database& to = saved.database();
+    to.execute("PRAGMA foreign_keys=OFF");  // history of jobs that are lost comes and goes
     try {
       Database from(scratch.path() / "damaged.db", Database::Access::kRead);
       for (const char* order : {"id", "id DESC"})
@@ -63,6 +64,7 @@ Recovered recover_database(const fs::path& folder) {
       result.lines = copy_rows(from, to, "history", "job, time_s, attempt, what", "rowid");
     } catch (const UserError&) {  // not even opened
     }
+    to.execute("DELETE FROM history WHERE job NOT IN (SELECT id FROM jobs)");
     if (result.jobs == 0)
       throw_user_error("no job can be read of ", damaged.string(),
                        "; put a copy of it back, it was left as it is");

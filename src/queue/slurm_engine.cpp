@@ -235,21 +235,24 @@ Result<RunStatus> SlurmEngine::status(int64_t job, int64_t attempt) {
 }
 
 Result<void> SlurmEngine::stop(int64_t job, int64_t attempt, bool now) {
-  if (const auto listed = list(false); !listed) return listed.error();
+  // Asked once: `moebius train` takes a second SIGTERM for "at once, without saving".
+  const fs::path asked = folder_of(job) / ("stop." + std::to_string(attempt));
+  if (!now && fs::exists(asked)) return {};
+  if (const auto listed = list(true); !listed) return listed.error();
   const auto found = listed_.find(name_of(job, attempt));
   if (found == listed_.end()) return {};
   const std::string& id = found->second.id;
-  if (now || is_pending(found->second.state)) {
-    const Result<CommandOutput> done = slurm({"scancel", id});
-    return done ? Result<void>() : done.error();
+  std::vector<std::string> command = {"scancel"};
+  const bool pending = is_pending(found->second.state);
+  if (!now && pending) {
+    command.emplace_back("--state=PENDING");  // one that has begun meanwhile is asked the next time
+  } else if (!now) {
+    if (!is_running(found->second.state)) return {};
+    command.insert(command.end(), {"--batch", "--signal=TERM"});
   }
-  if (!is_running(found->second.state)) return {};
-  // Asked once: `moebius train` takes a second SIGTERM for "at once, without saving".
-  const fs::path asked = folder_of(job) / ("stop." + std::to_string(attempt));
-  if (fs::exists(asked)) return {};
-  const Result<CommandOutput> done = slurm({"scancel", "--batch", "--signal=TERM", id});
-  if (!done) return done.error();
-  std::ofstream(asked) << id << "\n";
+  command.push_back(id);
+  if (const Result<CommandOutput> done = slurm(command); !done) return done.error();
+  if (!now && !pending) std::ofstream(asked) << id << "\n";
   return {};
 }
 

@@ -111,8 +111,7 @@ TEST_F(SlurmEngineTest, asks_once_and_then_ends) {
   ASSERT_TRUE(e.stop(7, 1, false));
   ASSERT_TRUE(e.stop(7, 1, false));
   EXPECT_EQ(slurm.count("scancel"), 1);
-  EXPECT_EQ(slurm.calls[slurm.calls.size() - 2],
-            (std::vector<std::string>{"scancel", "--batch", "--signal=TERM", "100"}));
+  EXPECT_EQ(slurm.calls.back(), (std::vector<std::string>{"scancel", "--batch", "--signal=TERM", "100"}));
   ASSERT_TRUE(e.stop(7, 1, true));
   EXPECT_EQ(slurm.calls.back(), (std::vector<std::string>{"scancel", "100"}));
   ASSERT_TRUE(e.hold(7, 1, true));
