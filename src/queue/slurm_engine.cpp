@@ -29,8 +29,9 @@ std::string quoted(const std::string& text) {
   return result + "'";
 }
 
-// The batch script. The command is a child, so that SIGTERM (scancel --batch --signal) can be handed on to it
-// and its exit code be written down. exit.ATTEMPT appears whole or not at all.
+// The batch script. The command is a child, so that SIGTERM (scancel --batch --signal) can be handed on to
+// it, once, and its exit code be written down. stop.ATTEMPT says that the signal came: one that is sent
+// before the script runs is lost. exit.ATTEMPT appears whole or not at all.
 std::string script_of(const Launch& launch, const fs::path& folder) {
   std::string command;
   for (const std::string& each : with_workers(launch.command, launch.workers)) command += quoted(each) + " ";
@@ -39,9 +40,14 @@ std::string script_of(const Launch& launch, const fs::path& folder) {
       << "export MOEBIUS_QUEUE_JOB=" << launch.job << " MOEBIUS_QUEUE_ATTEMPT=" << launch.attempt
       << " MOEBIUS_QUEUE_WORKERS=" << launch.workers << "\n"
       << "cd " << quoted(launch.folder) << " || exit 127\n"
+      << "asked= child=\n"
+      << "ask() { if [ -z \"$asked\" ]; then asked=1; : > "
+      << quoted((folder / ("stop." + std::to_string(launch.attempt))).string())
+      << "; [ -z \"$child\" ] || kill -TERM $child; fi; }\n"
+      << "trap ask TERM\n"
       << command << "&\n"
       << "child=$!\n"
-      << "trap 'kill -TERM $child 2>/dev/null' TERM\n"
+      << "[ -z \"$asked\" ] || kill -TERM $child\n"
       << "wait $child; code=$?\n"
       << "while kill -0 $child 2>/dev/null; do wait $child; code=$?; done\n"
       << "echo $code > " << quoted((folder / ".new").string()) << " && mv "
@@ -235,7 +241,7 @@ Result<RunStatus> SlurmEngine::status(int64_t job, int64_t attempt) {
 }
 
 Result<void> SlurmEngine::stop(int64_t job, int64_t attempt, bool now) {
-  // Asked once: `moebius train` takes a second SIGTERM for "at once, without saving".
+  // Until the batch script has heard it (script_of).
   const fs::path asked = folder_of(job) / ("stop." + std::to_string(attempt));
   if (!now && fs::exists(asked)) return {};
   if (const auto listed = list(true); !listed) return listed.error();
@@ -252,7 +258,6 @@ Result<void> SlurmEngine::stop(int64_t job, int64_t attempt, bool now) {
   }
   command.push_back(id);
   if (const Result<CommandOutput> done = slurm(command); !done) return done.error();
-  if (!now && !pending) std::ofstream(asked) << id << "\n";
   return {};
 }
 

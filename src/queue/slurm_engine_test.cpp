@@ -104,14 +104,17 @@ TEST_F(SlurmEngineTest, knows_the_exit_code_when_slurm_has_forgotten) {
   EXPECT_EQ(e.status(7, 1)->code, 75);
 }
 
-TEST_F(SlurmEngineTest, asks_once_and_then_ends) {
+TEST_F(SlurmEngineTest, asks_until_it_is_heard_and_then_ends) {
   SlurmEngine e = engine();
   ASSERT_TRUE(e.start(launch()));
   slurm.jobs[0].state = "RUNNING";
   ASSERT_TRUE(e.stop(7, 1, false));
-  ASSERT_TRUE(e.stop(7, 1, false));
-  EXPECT_EQ(slurm.count("scancel"), 1);
+  ASSERT_TRUE(e.stop(7, 1, false));  // the batch script has not heard it
+  EXPECT_EQ(slurm.count("scancel"), 2);
   EXPECT_EQ(slurm.calls.back(), (std::vector<std::string>{"scancel", "--batch", "--signal=TERM", "100"}));
+  write_file_atomic(folder / "jobs/7/stop.1", "");
+  ASSERT_TRUE(e.stop(7, 1, false));
+  EXPECT_EQ(slurm.count("scancel"), 2);
   ASSERT_TRUE(e.stop(7, 1, true));
   EXPECT_EQ(slurm.calls.back(), (std::vector<std::string>{"scancel", "100"}));
   ASSERT_TRUE(e.hold(7, 1, true));
