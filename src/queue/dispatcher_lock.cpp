@@ -5,9 +5,11 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <thread>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -18,7 +20,14 @@ DispatcherLock::DispatcherLock(const std::filesystem::path& folder) {
   const std::string file = (folder / "dispatcher.lock").string();
   fd_ = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (fd_ < 0) throw_user_error("cannot write ", file, ": ", std::strerror(errno));
-  if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
+  // A job's supervisor that was forked just before its dispatcher was killed holds the lock until it has
+  // closed what it does not need.
+  bool locked = ::flock(fd_, LOCK_EX | LOCK_NB) == 0;
+  for (int i = 0; i < 40 && !locked; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(25));
+    locked = ::flock(fd_, LOCK_EX | LOCK_NB) == 0;
+  }
+  if (!locked) {
     ::close(fd_);
     throw_user_error("the queue in ", folder.string(), " is already run by process ", holder(folder),
                      "; stop that one first, or name another queue with --queue");
