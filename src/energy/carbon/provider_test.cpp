@@ -12,7 +12,7 @@
 namespace moebius::energy::carbon {
 namespace {
 
-constexpr int64_t kNoon = 1924992000 + 12 * 3600;  // 2031-01-01T12:00Z
+constexpr int64_t kFirstNoon = 1924992000 + 12 * 3600;  // 2031-01-01T12:00Z
 
 std::string recorded(const std::string& name) {
   const char* source = std::getenv("MOEBIUS_SOURCE_DIR");
@@ -61,20 +61,20 @@ const Answer& good(const std::variant<Answer, Refused>& outcome) {
 TEST_F(ProviderTest, electricity_maps) {
   setenv("ELECTRICITYMAPS_TOKEN", "good", 1);
   const auto maps = provider("electricitymaps:XX-TEST");
-  const auto history = maps->history(kNoon);
+  const auto history = maps->history(kFirstNoon);
   EXPECT_EQ(good(history).signal, "lifecycle average");
   ASSERT_EQ(good(history).readings.size(), 24u);
-  EXPECT_EQ(good(history).readings.back().begin_unix_s, kNoon);
+  EXPECT_EQ(good(history).readings.back().begin_unix_s, kFirstNoon);
   EXPECT_EQ(good(history).readings.back().grams_per_kwh, 500);
   int estimated = 0;
   for (const Reading& each : good(history).readings) estimated += each.estimated;
   EXPECT_EQ(estimated, 2);
-  const auto forecast = maps->forecast(kNoon);
+  const auto forecast = maps->forecast(kFirstNoon);
   ASSERT_EQ(good(forecast).readings.size(), 24u);
   EXPECT_EQ(good(forecast).readings[6].grams_per_kwh, 600);
 
   setenv("ELECTRICITYMAPS_TOKEN", "wrong", 1);
-  const auto refused = provider("electricitymaps:XX-TEST")->history(kNoon);
+  const auto refused = provider("electricitymaps:XX-TEST")->history(kFirstNoon);
   ASSERT_TRUE(std::holds_alternative<Refused>(refused));
   EXPECT_EQ(std::get<Refused>(refused).error.kind, ErrorKind::kPermission);
   EXPECT_NE(
@@ -84,11 +84,11 @@ TEST_F(ProviderTest, electricity_maps) {
 
 TEST_F(ProviderTest, great_britain) {
   const auto gb = provider("gb");
-  const auto history = gb->history(kNoon);
+  const auto history = gb->history(kFirstNoon);
   EXPECT_EQ(good(history).signal, "direct average");
   EXPECT_EQ(good(history).step_s, 1800);
   EXPECT_EQ(good(history).readings.front().grams_per_kwh, 150);  // actual, not the 153 of the forecast
-  EXPECT_EQ(good(gb->forecast(kNoon)).readings.front().grams_per_kwh, 250);
+  EXPECT_EQ(good(gb->forecast(kFirstNoon)).readings.front().grams_per_kwh, 250);
   EXPECT_NE(server.requests()[0].find("GET /intensity/2030-12-19T12:00Z/2031-01-01T12:00Z "),
             std::string::npos);
 }
@@ -97,24 +97,25 @@ TEST_F(ProviderTest, watttime_logs_in_and_is_marginal) {
   setenv("WATTTIME_USER", "user", 1);
   setenv("WATTTIME_PASSWORD", "pass", 1);
   const auto watttime = provider("watttime:TEST_REGION");
-  const auto forecast = watttime->forecast(kNoon);
+  const auto forecast = watttime->forecast(kFirstNoon);
   EXPECT_EQ(good(forecast).signal, "marginal");
   EXPECT_EQ(good(forecast).step_s, 300);
   ASSERT_EQ(good(forecast).readings.size(), 288u);
   EXPECT_NEAR(good(forecast).readings[0].grams_per_kwh, 453.59237, 1e-9);
-  EXPECT_NEAR(good(watttime->history(kNoon)).readings[1].grams_per_kwh, 901 * 0.45359237, 1e-9);
+  EXPECT_NEAR(good(watttime->history(kFirstNoon)).readings[1].grams_per_kwh, 901 * 0.45359237, 1e-9);
   EXPECT_EQ(server.requests().size(), 3u);  // one login
 }
 
 TEST_F(ProviderTest, a_server_that_is_not_there_or_busy) {
-  const auto gone = make_provider("gb", make_curl_client(1), {.url = "http://127.0.0.1:9"})->history(kNoon);
+  const auto gone =
+      make_provider("gb", make_curl_client(1), {.url = "http://127.0.0.1:9"})->history(kFirstNoon);
   EXPECT_EQ(std::get<Refused>(gone).error.kind, ErrorKind::kUnavailable);
   const ReplayServer busy([](const std::string&) { return ReplayAnswer{429, "", "Retry-After: 77\r\n"}; });
-  const auto later = make_provider("gb", make_curl_client(5), {.url = busy.url()})->history(kNoon);
+  const auto later = make_provider("gb", make_curl_client(5), {.url = busy.url()})->history(kFirstNoon);
   EXPECT_EQ(std::get<Refused>(later).retry_after_s, 77);
   EXPECT_NE(std::get<Refused>(later).error.message.find("asks for fewer requests (429)"), std::string::npos);
   const ReplayServer bad([](const std::string&) { return ReplayAnswer{400, recorded("gb_error_400"), ""}; });
-  const auto wrong = make_provider("gb", make_curl_client(5), {.url = bad.url()})->history(kNoon);
+  const auto wrong = make_provider("gb", make_curl_client(5), {.url = bad.url()})->history(kFirstNoon);
   EXPECT_EQ(std::get<Refused>(wrong).error.kind, ErrorKind::kInvalid);
 }
 
@@ -139,11 +140,11 @@ TEST(Provider, a_file_gives_what_is_over) {
                     "2031-01-01T11:00:00Z,110,55\n2031-01-01T12:00:00Z,120,60\n");
   const auto file =
       make_provider((folder / "XX.csv").string(), nullptr, {.url = "", .scope = Scope::kDirect});
-  const auto history = file->history(kNoon + 60);
+  const auto history = file->history(kFirstNoon + 60);
   ASSERT_EQ(good(history).readings.size(), 2u);
   EXPECT_EQ(good(history).readings[1].grams_per_kwh, 55);
   EXPECT_EQ(good(history).signal, "direct average");
-  EXPECT_TRUE(good(file->forecast(kNoon)).readings.empty());
+  EXPECT_TRUE(good(file->forecast(kFirstNoon)).readings.empty());
 }
 
 TEST(Answers, gaps_order_and_repeats) {
@@ -193,9 +194,9 @@ TEST(Answers, what_is_no_answer_is_refused) {
 }
 
 TEST(Answers, times) {
-  EXPECT_EQ(*parse_utc("2031-01-01T12:00:00.000Z"), kNoon);
-  EXPECT_EQ(*parse_utc("2031-01-01T12:00Z"), kNoon);
-  EXPECT_EQ(*parse_utc("2031-01-01T12:00:07+00:00"), kNoon + 7);
+  EXPECT_EQ(*parse_utc("2031-01-01T12:00:00.000Z"), kFirstNoon);
+  EXPECT_EQ(*parse_utc("2031-01-01T12:00Z"), kFirstNoon);
+  EXPECT_EQ(*parse_utc("2031-01-01T12:00:07+00:00"), kFirstNoon + 7);
   for (const char* text : {"", "2031-01-01", "2031-01-01T12:00", "2031-01-01T12:00+01:00",
                            "2031-02-30T12:00Z", "2031-01-01T24:00Z", "2031-01-01T12:00:00.Zx"})
     EXPECT_FALSE(parse_utc(text)) << text;
