@@ -21,12 +21,12 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-std::string run(const std::string& arguments) {
+std::string run_bench(const std::string& arguments) {
   return output_of(add_bench_command, "bench " + arguments);
 }
 
 nlohmann::json json_of(const std::string& arguments) {
-  return nlohmann::json::parse(run(arguments + " --json"));
+  return nlohmann::json::parse(run_bench(arguments + " --json"));
 }
 
 TEST(LayerBench, steps_have_the_sizes_of_the_benchmark_configs) {
@@ -83,7 +83,7 @@ TEST(LayerBench, steps_repeat_and_take_overrides) {
 TEST(LayerBench, writes_a_file_beside_the_text) {
   const TestFolder folder;
   const std::string file = (folder.path() / "bench.json").string();
-  EXPECT_THAT(run("moe_layer --shape tiny --device cpu --repeats 1 --json " + file),
+  EXPECT_THAT(run_bench("moe_layer --shape tiny --device cpu --repeats 1 --json " + file),
               AllOf(HasSubstr("moe_layer"), HasSubstr("tiny"), HasSubstr("FLOP/s")));
   const auto json = nlohmann::json::parse(read_file(file));
   EXPECT_EQ(json["results"][0]["shape"], "tiny");
@@ -109,17 +109,20 @@ TEST(LayerBench, profiles_what_runs) {
   const auto& kernels = json["results"][0]["kernels"];
   ASSERT_GT(kernels.size(), 0u);
   EXPECT_GT(kernels[0]["ms"], 0.0);
-  EXPECT_THAT(run("step --shape tiny --device cpu --repeats 1 --kernels"), HasSubstr("the longest kernels"));
+  EXPECT_THAT(run_bench("step --shape tiny --device cpu --repeats 1 --kernels"),
+              HasSubstr("the longest kernels"));
 }
 
 TEST(LayerBench, refuses_what_it_has_no_sizes_for) {
   EXPECT_THAT(
-      run("moe_layer --shape qwen3-30 --device cpu"),
+      run_bench("moe_layer --shape qwen3-30 --device cpu"),
       AllOf(HasSubstr("error: --shape qwen3-30 is not known; did you mean qwen3-30b?"), HasSubstr("olmoe")));
-  EXPECT_THAT(run("attention --shape dsv2-lite --device cpu"), HasSubstr("has no attention"));
-  EXPECT_THAT(run("step --shape sonic-1536 --device cpu"), HasSubstr("has no training step; choose mixtral"));
-  EXPECT_THAT(run("swiglu --shape tiny --device cpu"), HasSubstr("'swiglu' is no layer that takes --shape"));
-  EXPECT_THAT(run("attention --shape tiny --tokens 100 --device cpu"),
+  EXPECT_THAT(run_bench("attention --shape dsv2-lite --device cpu"), HasSubstr("has no attention"));
+  EXPECT_THAT(run_bench("step --shape sonic-1536 --device cpu"),
+              HasSubstr("has no training step; choose mixtral"));
+  EXPECT_THAT(run_bench("swiglu --shape tiny --device cpu"),
+              HasSubstr("'swiglu' is no layer that takes --shape"));
+  EXPECT_THAT(run_bench("attention --shape tiny --tokens 100 --device cpu"),
               HasSubstr("no multiple of the sequence"));
 }
 
