@@ -23,7 +23,7 @@ enum class Epilogue : uint8_t {
 };
 
 struct GroupedKernelParams {
-  CUtensorMap a, b;  // see make_maps in grouped_gemm.cu
+  CUtensorMap a, b;  // made by run_variant in grouped_gemm.cu
   GroupedTiles tiles;
   const int32_t* offsets;  // (G + 1)
   int32_t num_groups;
@@ -128,7 +128,7 @@ __device__ __forceinline__ void copy_stage(const Block<K>& b, int stage, uint32_
   }
 }
 
-// The position in the ring of stages after `done` of them.
+// The stage at hand, and how often (modulo 2) the ring has been gone round.
 template <class K>
 struct Ring {
   int stage = 0;
