@@ -132,6 +132,7 @@ struct Exporter::Server {
     mg_set_request_handler(context, "/", answer, this);
     mg_server_port port{};
     if (mg_get_server_ports(context, 1, &port) == 1) address.port = port.port;
+    history.sample(system_clock().unix_seconds());  // the page has something to show from its first call on
     sampler = std::thread([this] { sample(); });
   }
   ~Server() {
