@@ -6,9 +6,8 @@
 #include <utility>
 
 #include "kernels/api/moment_codes.h"
-#include "kernels/api/optimizer.h"
+#include "kernels/cuda/adamw_table.cuh"
 #include "kernels/cuda/kernels.h"
-#include "kernels/cuda/launch.cuh"
 
 namespace moebius::kernels::cuda {
 namespace {
@@ -27,21 +26,9 @@ struct EightBitEntry {
   float step, shrink;
 };
 
-struct EightBitTable {
-  EightBitEntry tensors[kMostEightBitTensors];
-  int first_block[kMostEightBitTensors];
-  int count;
-  float beta1, beta2, rest1, rest2, eps, root;
-  uint32_t step;
-  const float* grad_scale;
-  const float* scalars;
+struct EightBitTable : AdamWTable<EightBitEntry, kMostEightBitTensors> {
+  uint32_t number;  // of the step
 };
-
-__device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
-  return x;
-}
 
 // N elements from `p`, of which the first `count` exist; the others are zero.
 template <class T, int N>
@@ -63,24 +50,10 @@ __global__ void __launch_bounds__(kEightBitThreads)
     adamw_8bit_kernel(const __grid_constant__ EightBitTable table) {
   const float grad_scale = *table.grad_scale;
   if (!isfinite(grad_scale)) return;
-  int index = 0;
-  for (int low = 0, high = table.count - 1; low < high; index = low) {
-    const int middle = (low + high + 1) / 2;
-    if (table.first_block[middle] <= static_cast<int>(blockIdx.x)) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
+  const int index = find_tensor(table, blockIdx.x);
   const EightBitEntry& t = table.tensors[index];
-  float root = table.root, lr = t.step, shrink = t.shrink;
-  uint32_t step = table.step;
-  if (table.scalars != nullptr) {
-    root = table.scalars[0];
-    step = static_cast<uint32_t>(table.scalars[1]);
-    lr = table.scalars[2 + 2 * t.scalar_index];
-    shrink = table.scalars[3 + 2 * t.scalar_index];
-  }
+  const auto [lr, shrink, root] = factors_of(table, t);
+  const uint32_t step = table.scalars == nullptr ? table.number : static_cast<uint32_t>(table.scalars[1]);
   P* param = static_cast<P*>(t.param);
   const G* grad = static_cast<const G*>(t.grad);
   const uintptr_t addresses = reinterpret_cast<uintptr_t>(param) | reinterpret_cast<uintptr_t>(grad) |
@@ -125,8 +98,8 @@ __global__ void __launch_bounds__(kEightBitThreads)
     }
     store_some<P, kLaneElements>(param + at, count, aligned, w);
     if constexpr (MASTER) store_some<float, kLaneElements>(t.master + at, count, aligned, w);
-    m_max = warp_max(m_max);
-    v_max = warp_max(v_max);
+    m_max = max_lanes(m_max);
+    v_max = max_lanes(v_max);
 #pragma unroll
     for (int j = 0; j < kLaneElements; ++j) {
       const uint32_t chance =
@@ -176,46 +149,26 @@ void launch_eight_bit_of(int combination, const EightBitTable& table, int blocks
 
 void adamw_8bit(const AdamWArgs& a, Stream stream) {
   constexpr int kCombinations = 8;
-  constexpr int64_t kMostBlocks = int64_t{1} << 30;
   EightBitTable table{};
-  table.beta1 = a.beta1;
-  table.beta2 = a.beta2;
-  table.rest1 = static_cast<float>(1.0 - a.beta1);
-  table.rest2 = static_cast<float>(1.0 - a.beta2);
-  table.eps = a.eps;
-  table.root = adamw_root(a.correction2);
-  table.step = a.step;
-  table.grad_scale = a.grad_scale;
-  table.scalars = a.scalars;
-  for (int combination = 0; combination < kCombinations; ++combination) {
-    int64_t blocks = 0;
-    const auto flush = [&] {
-      if (table.count > 0)
-        launch_eight_bit_of(combination, table, grid_size(blocks), cuda_stream(stream),
-                            std::make_integer_sequence<int, kCombinations>{});
-      table.count = 0;
-      blocks = 0;
-    };
-    for (const AdamWTensor& t : a.tensors) {
-      if (t.size == 0 || eight_bit_combination(t) != combination) continue;
-      const int64_t pieces = ceil_div(t.size, kEightBitPiece);
-      if (table.count == kMostEightBitTensors || blocks + pieces > kMostBlocks) flush();
-      table.tensors[table.count] = {.param = t.param,
-                                    .master = t.master,
-                                    .grad = t.grad,
-                                    .m = static_cast<uint8_t*>(t.m),
-                                    .v = static_cast<uint8_t*>(t.v),
-                                    .m_scale = t.m_scale,
-                                    .v_scale = t.v_scale,
-                                    .size = t.size,
-                                    .scalar_index = t.scalar_index,
-                                    .step = adamw_step_size(t.lr, a.correction1),
-                                    .shrink = adamw_shrink(t.lr, t.weight_decay)};
-      table.first_block[table.count++] = static_cast<int>(blocks);
-      blocks += pieces;
-    }
-    flush();
-  }
+  table.number = a.step;
+  const auto entry_of = [&](const AdamWTensor& t) {
+    return EightBitEntry{.param = t.param,
+                         .master = t.master,
+                         .grad = t.grad,
+                         .m = static_cast<uint8_t*>(t.m),
+                         .v = static_cast<uint8_t*>(t.v),
+                         .m_scale = t.m_scale,
+                         .v_scale = t.v_scale,
+                         .size = t.size,
+                         .scalar_index = t.scalar_index,
+                         .step = adamw_step_size(t.lr, a.correction1),
+                         .shrink = adamw_shrink(t.lr, t.weight_decay)};
+  };
+  launch_adamw_tables(table, a, kCombinations, kEightBitPiece, eight_bit_combination, entry_of,
+                      [&](int combination, int blocks) {
+                        launch_eight_bit_of(combination, table, blocks, cuda_stream(stream),
+                                            std::make_integer_sequence<int, kCombinations>{});
+                      });
 }
 
 }  // namespace moebius::kernels::cuda

@@ -5,11 +5,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define MOEBIUS_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define MOEBIUS_HOST_DEVICE inline
-#endif
+#include "kernels/cuda/host_device.h"
 
 namespace moebius::kernels::cuda {
 

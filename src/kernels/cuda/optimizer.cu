@@ -6,9 +6,8 @@
 #include <type_traits>
 #include <utility>
 
-#include "kernels/api/optimizer.h"
+#include "kernels/cuda/adamw_table.cuh"
 #include "kernels/cuda/kernels.h"
-#include "kernels/cuda/launch.cuh"
 
 namespace moebius::kernels::cuda {
 namespace {
@@ -18,22 +17,6 @@ constexpr int kElements = 8;       // of one thread at a time: 16 bytes of bf16,
 constexpr int64_t kPiece = 16384;  // elements of a block
 constexpr int64_t kSumPiece = 65536;
 constexpr int kMostTensors = 112;  // of a launch: its parameters stay below 8 KiB
-constexpr int64_t kMostBlocks = int64_t{1} << 30;
-
-// Index of the last entry of `first` that is at most `block`.
-template <class Table>
-__device__ __forceinline__ int find_tensor(const Table& table, int block) {
-  int low = 0, high = table.count - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (table.first_block[middle] <= block) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return low;
-}
 
 struct AdamWEntry {
   void* param;
@@ -46,31 +29,13 @@ struct AdamWEntry {
   float step, shrink;  // lr / c1; 1 - lr * decay
 };
 
-struct AdamWTable {
-  AdamWEntry tensors[kMostTensors];
-  int first_block[kMostTensors];
-  int count;
-  float beta1, beta2, rest1, rest2, eps, root;  // rest = 1 - beta; root = 1 / sqrt(c2)
-  const float* grad_scale;
-  const float* scalars;  // AdamWArgs::scalars; null: root, step and shrink of these tables
-};
-
-// What a step multiplies by.
-struct Factors {
-  float step, shrink, root;
-};
-
-__device__ __forceinline__ Factors factors_of(const AdamWTable& table, const AdamWEntry& t) {
-  if (table.scalars == nullptr) return {t.step, t.shrink, table.root};
-  const float* own = table.scalars + 2 + 2 * t.scalar_index;
-  return {own[0], own[1], table.scalars[0]};
-}
+using PlainTable = AdamWTable<AdamWEntry, kMostTensors>;
 
 struct Moments {
   float m, v, w;
 };
 
-__device__ __forceinline__ Moments adamw_one(const AdamWTable& table, const Factors& by, float scale, float w,
+__device__ __forceinline__ Moments adamw_one(const PlainTable& table, const Factors& by, float scale, float w,
                                              float g, float m, float v) {
   g *= scale;
   m = table.beta1 * m + table.rest1 * g;
@@ -80,7 +45,7 @@ __device__ __forceinline__ Moments adamw_one(const AdamWTable& table, const Fact
 }
 
 template <class P, class G, class S, bool MASTER>
-__global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__ AdamWTable table) {
+__global__ void __launch_bounds__(kThreads) adamw_kernel(const __grid_constant__ PlainTable table) {
   const float scale = *table.grad_scale;
   if (!isfinite(scale)) return;
   const int index = find_tensor(table, blockIdx.x);
@@ -137,7 +102,7 @@ int combination_of(const AdamWTensor& t) {
 }
 
 template <int COMBINATION>
-void launch_adamw(const AdamWTable& table, int blocks, cudaStream_t stream) {
+void launch_adamw(const PlainTable& table, int blocks, cudaStream_t stream) {
   using P = std::conditional_t<(COMBINATION & 1) != 0, bf16, float>;
   using G = std::conditional_t<(COMBINATION & 2) != 0, bf16, float>;
   using S = std::conditional_t<(COMBINATION & 4) != 0, bf16, float>;
@@ -146,7 +111,7 @@ void launch_adamw(const AdamWTable& table, int blocks, cudaStream_t stream) {
 }
 
 template <int... COMBINATIONS>
-void launch_combination(int combination, const AdamWTable& table, int blocks, cudaStream_t stream,
+void launch_combination(int combination, const PlainTable& table, int blocks, cudaStream_t stream,
                         std::integer_sequence<int, COMBINATIONS...>) {
   ((combination == COMBINATIONS ? launch_adamw<COMBINATIONS>(table, blocks, stream) : void()), ...);
 }
@@ -157,11 +122,7 @@ struct SumEntry {
   bool is_bf16;
 };
 
-struct SumTable {
-  SumEntry tensors[kMostTensors];
-  int first_block[kMostTensors];
-  int count;
-};
+using SumTable = TensorTable<SumEntry, kMostTensors>;
 
 // Sum over the block in double; thread 0 gets it. `shared`: one value per warp.
 __device__ __forceinline__ double sum_block(double x, double* shared) {
@@ -234,43 +195,23 @@ __global__ void __launch_bounds__(1024) sum_partials_kernel(const double* __rest
 
 void adamw(const AdamWArgs& a, Stream stream) {
   constexpr int kCombinations = 16;
-  AdamWTable table{};
-  table.beta1 = a.beta1;
-  table.beta2 = a.beta2;
-  table.rest1 = static_cast<float>(1.0 - a.beta1);
-  table.rest2 = static_cast<float>(1.0 - a.beta2);
-  table.eps = a.eps;
-  table.root = adamw_root(a.correction2);
-  table.grad_scale = a.grad_scale;
-  table.scalars = a.scalars;
-  for (int combination = 0; combination < kCombinations; ++combination) {
-    int64_t blocks = 0;
-    const auto flush = [&] {
-      if (table.count > 0)
-        launch_combination(combination, table, grid_size(blocks), cuda_stream(stream),
-                           std::make_integer_sequence<int, kCombinations>{});
-      table.count = 0;
-      blocks = 0;
-    };
-    for (const AdamWTensor& t : a.tensors) {
-      if (t.size == 0 || combination_of(t) != combination) continue;
-      const int64_t pieces = ceil_div(t.size, kPiece);
-      if (table.count == kMostTensors || blocks + pieces > kMostBlocks) flush();
-      AdamWEntry& entry = table.tensors[table.count];
-      entry = {t.param,
-               t.master,
-               t.grad,
-               t.m,
-               t.v,
-               t.size,
-               t.scalar_index,
-               adamw_step_size(t.lr, a.correction1),
-               adamw_shrink(t.lr, t.weight_decay)};
-      table.first_block[table.count++] = static_cast<int>(blocks);
-      blocks += pieces;
-    }
-    flush();
-  }
+  PlainTable table{};
+  const auto entry_of = [&](const AdamWTensor& t) {
+    return AdamWEntry{t.param,
+                      t.master,
+                      t.grad,
+                      t.m,
+                      t.v,
+                      t.size,
+                      t.scalar_index,
+                      adamw_step_size(t.lr, a.correction1),
+                      adamw_shrink(t.lr, t.weight_decay)};
+  };
+  launch_adamw_tables(table, a, kCombinations, kPiece, combination_of, entry_of,
+                      [&](int combination, int blocks) {
+                        launch_combination(combination, table, blocks, cuda_stream(stream),
+                                           std::make_integer_sequence<int, kCombinations>{});
+                      });
 }
 
 void sum_squares(const SumSquaresArgs& a, Stream stream) {
@@ -279,25 +220,13 @@ void sum_squares(const SumSquaresArgs& a, Stream stream) {
   double* partial =
       scratch_of<double>(static_cast<size_t>(std::max<int64_t>(1, total_blocks)), cuda_stream(stream));
   SumTable table{};
-  int64_t blocks = 0, done = 0;
-  const auto flush = [&] {
-    if (table.count > 0) {
-      sum_squares_kernel<<<grid_size(blocks), kThreads, 0, cuda_stream(stream)>>>(table, partial + done);
-      MOEBIUS_CUDA_CHECK_LAUNCH("sum_squares");
-    }
+  int64_t done = 0;
+  const auto entry_of = [](const GradTensor& t) { return SumEntry{t.data, t.size, t.dtype == DType::bf16}; };
+  launch_tables(table, a.tensors, kSumPiece, entry_of, [&](int64_t blocks) {
+    sum_squares_kernel<<<grid_size(blocks), kThreads, 0, cuda_stream(stream)>>>(table, partial + done);
+    MOEBIUS_CUDA_CHECK_LAUNCH("sum_squares");
     done += blocks;
-    table.count = 0;
-    blocks = 0;
-  };
-  for (const GradTensor& t : a.tensors) {
-    if (t.size == 0) continue;
-    const int64_t pieces = ceil_div(t.size, kSumPiece);
-    if (table.count == kMostTensors || blocks + pieces > kMostBlocks) flush();
-    table.tensors[table.count] = {t.data, t.size, t.dtype == DType::bf16};
-    table.first_block[table.count++] = static_cast<int>(blocks);
-    blocks += pieces;
-  }
-  flush();
+  });
   sum_partials_kernel<<<1, 1024, 0, cuda_stream(stream)>>>(partial, total_blocks, a.out);
   MOEBIUS_CUDA_CHECK_LAUNCH("sum_partials");
 }
