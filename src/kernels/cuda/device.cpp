@@ -40,18 +40,28 @@ class RelaxedCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
+// Of the current device; asked once for each. Zero is never an answer.
+int cached(cudaDeviceAttr attribute, std::array<std::atomic<int>, kMaxDevices>& known) {
+  const int device = current_device();
+  std::atomic<int>& entry = known[static_cast<size_t>(device)];
+  int value = entry.load(std::memory_order_relaxed);
+  if (value == 0) {
+    MOEBIUS_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
+    entry.store(value, std::memory_order_relaxed);
+  }
+  return value;
+}
+
 }  // namespace
 
 int num_multiprocessors() {
   static std::array<std::atomic<int>, kMaxDevices> known{};
-  const int device = current_device();
-  std::atomic<int>& entry = known[static_cast<size_t>(device)];
-  int count = entry.load(std::memory_order_relaxed);
-  if (count == 0) {
-    MOEBIUS_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-    entry.store(count, std::memory_order_relaxed);
-  }
-  return count;
+  return cached(cudaDevAttrMultiProcessorCount, known);
+}
+
+int compute_major() {
+  static std::array<std::atomic<int>, kMaxDevices> known{};
+  return cached(cudaDevAttrComputeCapabilityMajor, known);
 }
 
 void* scratch(size_t bytes, cudaStream_t stream) {

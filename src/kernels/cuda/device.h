@@ -9,6 +9,7 @@ namespace moebius::kernels::cuda {
 
 // Of the current device.
 int num_multiprocessors();
+int compute_major();  // compute capability: 9 for Hopper
 
 // Scratch for the launches of one kernel call on this stream: at least `bytes`, 256-byte aligned, contents
 // undefined. One buffer per device and stream, which only grows; a replaced buffer is never freed, so that

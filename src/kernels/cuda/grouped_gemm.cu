@@ -1,6 +1,5 @@
-#include <algorithm>
 #include <array>
-#include <atomic>
+#include <limits>
 
 #include "kernels/cuda/grouped_gemm.cuh"
 #include "kernels/cuda/grouped_gemm.h"
@@ -41,20 +40,6 @@ CUtensorMap map_of(const void* data, int64_t width, int64_t rows, int64_t depth,
   return map;
 }
 
-bool is_hopper() {
-  static std::array<std::atomic<int>, 64> known{};
-  int device = 0, major = 0;
-  MOEBIUS_CUDA_CHECK(cudaGetDevice(&device));
-  if (device < 0 || device >= 64) return false;
-  std::atomic<int>& entry = known[static_cast<size_t>(device)];
-  major = entry.load(std::memory_order_relaxed);
-  if (major == 0) {
-    MOEBIUS_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    entry.store(major, std::memory_order_relaxed);
-  }
-  return major == 9;
-}
-
 Epilogue epilogue_of(const GroupedGemmArgs& args) {
   return args.act != nullptr ? Epilogue::swiglu : Epilogue::store;
 }
@@ -92,6 +77,35 @@ Extents extents_of(const GroupedGemmArgs& args) {
   return {args.n, args.k, 0};
 }
 
+// body(variant) for each that computes this product.
+template <class Body>
+void for_variants(const GroupedGemmArgs& args, const Body& body) {
+  const Epilogue epilogue = epilogue_of(args);
+  const Gather gather = gather_of(args);
+  const GroupedVariants all = variants_of(args.kind);
+  for (const GroupedVariant* v = all.begin; v != all.end; ++v)
+    if (v->epilogue == epilogue && v->gather == gather && args.num_groups <= v->max_groups) body(*v);
+}
+
+// By relative_time; null where there is none.
+const GroupedVariant* fastest_variant(const GroupedGemmArgs& args) {
+  const Extents size = extents_of(args);
+  const double sum = size.sum > 0 ? static_cast<double>(size.sum)
+                                  : static_cast<double>(args.num_rows) / static_cast<double>(args.num_groups);
+  const RowSource source = gather_of(args) == Gather::none             ? RowSource::as_they_are
+                           : args.kind == GroupedGemmKind::weight_grad ? RowSource::gathered_to_sum
+                                                                       : RowSource::gathered;
+  const GroupedVariant* fastest = nullptr;
+  double least = std::numeric_limits<double>::infinity();
+  for_variants(args, [&](const GroupedVariant& v) {
+    const double time = relative_time(v.tile.columns, v.pingpong, size.columns, sum, source);
+    if (time >= least) return;
+    least = time;
+    fastest = &v;
+  });
+  return fastest;
+}
+
 bool aligned(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
@@ -103,24 +117,8 @@ const char* name_of(const GroupedVariant& variant) {
 }
 
 std::vector<const GroupedVariant*> grouped_variants(const GroupedGemmArgs& args) {
-  const Epilogue epilogue = epilogue_of(args);
-  const Gather gather = gather_of(args);
   std::vector<const GroupedVariant*> found;
-  const GroupedVariants all = variants_of(args.kind);
-  for (const GroupedVariant* v = all.begin; v != all.end; ++v)
-    if (v->epilogue == epilogue && v->gather == gather && args.num_groups <= v->max_groups)
-      found.push_back(v);
-  const Extents size = extents_of(args);
-  const double sum = size.sum > 0 ? static_cast<double>(size.sum)
-                                  : static_cast<double>(args.num_rows) / static_cast<double>(args.num_groups);
-  const RowSource source = gather == Gather::none                      ? RowSource::as_they_are
-                           : args.kind == GroupedGemmKind::weight_grad ? RowSource::gathered_to_sum
-                                                                       : RowSource::gathered;
-  const auto time = [&](const GroupedVariant* v) {
-    return relative_time(v->tile.columns, v->pingpong, size.columns, sum, source);
-  };
-  std::stable_sort(found.begin(), found.end(),
-                   [&](const auto* x, const auto* y) { return time(x) < time(y); });
+  for_variants(args, [&](const GroupedVariant& v) { found.push_back(&v); });
   return found;
 }
 
@@ -137,7 +135,7 @@ bool grouped_gemm_serves(const GroupedGemmArgs& args) {
   const int64_t most_tiles =
       ceil_div(size.columns, 128) * (size.rows > 0 ? ceil_div(size.rows, 128) * args.num_groups
                                                    : ceil_div(args.num_rows, 128) + args.num_groups);
-  return most_tiles < INT32_MAX / 2 && is_hopper() && !grouped_variants(args).empty();
+  return most_tiles < INT32_MAX / 2 && compute_major() == 9 && fastest_variant(args) != nullptr;
 }
 
 void run_variant(const GroupedVariant& v, const GroupedGemmArgs& args, Stream stream) {
@@ -178,9 +176,9 @@ void run_variant(const GroupedVariant& v, const GroupedGemmArgs& args, Stream st
 }
 
 void grouped_gemm(const GroupedGemmArgs& args, Stream stream) {
-  const std::vector<const GroupedVariant*> variants = grouped_variants(args);
-  MOEBIUS_CHECK(!variants.empty(), "no kernel for this grouped product");
-  run_variant(*variants.front(), args, stream);
+  const GroupedVariant* variant = fastest_variant(args);
+  MOEBIUS_CHECK(variant != nullptr, "no kernel for this grouped product");
+  run_variant(*variant, args, stream);
 }
 
 }  // namespace moebius::kernels::cuda

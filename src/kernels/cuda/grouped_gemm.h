@@ -14,12 +14,12 @@ struct GroupedVariant;  // grouped_gemm.cuh
 // unaligned pointers, very many groups).
 bool grouped_gemm_serves(const GroupedGemmArgs& args);
 
-// Variants that can compute this product, the fastest first by relative_time (grouped_tiles.h).
+// Variants that can compute this product.
 std::vector<const GroupedVariant*> grouped_variants(const GroupedGemmArgs& args);
 const char* name_of(const GroupedVariant& variant);
 void run_variant(const GroupedVariant& variant, const GroupedGemmArgs& args, Stream stream);
 
-// `args` must be served.
+// By the variant that takes least by relative_time (grouped_tiles.h). `args` must be served.
 void grouped_gemm(const GroupedGemmArgs& args, Stream stream);
 
 }  // namespace moebius::kernels::cuda

@@ -78,6 +78,21 @@ std::vector<double> used(const std::vector<double>& all, const Groups& groups, i
   return {all.begin(), all.begin() + groups.offsets.back() * width};
 }
 
+GroupedGemmArgs args_of(GroupedGemmKind kind, const Values& a, const Values& b, const Groups& groups,
+                        const Integers<int32_t>& offsets, int64_t n, int64_t k) {
+  GroupedGemmArgs args{};
+  args.kind = kind;
+  args.a = a.data();
+  args.b = b.data();
+  args.offsets = offsets.data();
+  args.num_groups = groups.count();
+  args.num_rows = groups.rows;
+  args.n = n;
+  args.k = k;
+  args.dtype = args.out_dtype = DType::bf16;
+  return args;
+}
+
 void check_rows(GroupedGemmKind kind, const Groups& groups, int64_t n, int64_t k, bool gathered, bool fused) {
   const bool forward = kind == GroupedGemmKind::forward;
   const int64_t width_a = forward ? k : n, columns = forward ? n : k, top_k = 2;
@@ -88,18 +103,9 @@ void check_rows(GroupedGemmKind kind, const Groups& groups, int64_t n, int64_t k
   const Integers<int32_t> offsets(groups.offsets);
   const std::vector<int32_t> order = scattered(groups.rows, slots);
   const Integers<int32_t> order_on_device(order);
-  GroupedGemmArgs args{};
-  args.kind = kind;
-  args.a = a.data();
-  args.b = w.data();
-  args.offsets = offsets.data();
-  args.num_groups = groups.count();
-  args.num_rows = groups.rows;
-  args.n = n;
-  args.k = k;
+  GroupedGemmArgs args = args_of(kind, a, w, groups, offsets, n, k);
   args.a_index = gathered ? order_on_device.data() : nullptr;
   args.index_divisor = gathered ? top_k : 1;
-  args.dtype = args.out_dtype = DType::bf16;
   const std::vector<double> reference =
       product(groups, kind, a.start(), gathered ? order : std::vector<int32_t>{}, top_k, w.start(), n, k);
 
@@ -129,19 +135,10 @@ void check_weight_grad(const Groups& groups, int64_t n, int64_t k, int gathered)
   const Integers<int32_t> offsets(groups.offsets);
   const std::vector<int32_t> order = scattered(groups.rows, slots);
   const Integers<int32_t> order_on_device(order);
-  GroupedGemmArgs args{};
-  args.kind = GroupedGemmKind::weight_grad;
-  args.a = a.data();
-  args.b = b.data();
-  args.offsets = offsets.data();
-  args.num_groups = groups.count();
-  args.num_rows = groups.rows;
-  args.n = n;
-  args.k = k;
+  GroupedGemmArgs args = args_of(GroupedGemmKind::weight_grad, a, b, groups, offsets, n, k);
   args.a_index = gathered == 1 ? order_on_device.data() : nullptr;
   args.b_index = gathered == 2 ? order_on_device.data() : nullptr;
   args.index_divisor = gathered != 0 ? top_k : 1;
-  args.dtype = args.out_dtype = DType::bf16;
   std::vector<double> reference(static_cast<size_t>(groups.count() * n * k));
   for (int64_t g = 0; g < groups.count(); ++g) {
     for (int64_t r = groups.offsets[static_cast<size_t>(g)]; r < groups.offsets[static_cast<size_t>(g) + 1];

@@ -82,7 +82,7 @@ __device__ __forceinline__ void multiply_tiles(const Block<K>& b, int worker, in
       for (int s = 0; s < K::kDepth / 16; ++s) {
 #pragma unroll
         for (int h = 0; h < K::kHalves; ++h)
-          Instruction::issue(sums[h], from_a + h * (8192 >> 4) + s * kStepA, from_b + s * kStepB, 1);
+          Instruction::issue(sums[h], from_a + h * (8192 >> 4) + s * kStepA, from_b + s * kStepB);
       }
       wgmma_commit();
 #pragma unroll

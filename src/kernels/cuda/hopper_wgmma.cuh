@@ -1,4 +1,4 @@
-// The matrix instruction of Hopper's tensor cores, D(64, N) (+)= A(64, 16) x B(N, 16)^T for one warpgroup:
+// The matrix instruction of Hopper's tensor cores, D(64, N) += A(64, 16) x B(N, 16)^T for one warpgroup:
 // bf16 operands in shared memory, fp32 sums in registers (PTX ISA, "Asynchronous Warpgroup Level Matrix
 // Instructions"). Thread t of the group holds rows 16 (t / 32) + (t % 32) / 4 and that + 8: d[4 j + 0, 1] are
 // columns 8 j + 2 (t % 4) and the next of the first row, d[4 j + 2, 3] those of the second.
@@ -9,16 +9,14 @@
 namespace moebius::kernels::cuda {
 
 // N: columns. TRANS_A, TRANS_B: 0 when the 16 is the contiguous dim in memory, 1 when the 64 (N) is.
-// `keep` 0 overwrites d.
 template <int N, int TRANS_A, int TRANS_B>
 struct Wgmma;
 
 // clang-format off
 template <int TRANS_A, int TRANS_B>
 struct Wgmma<192, TRANS_A, TRANS_B> {
-  __device__ __forceinline__ static void issue(float (&d)[96], uint64_t a, uint64_t b, int keep) {
+  __device__ __forceinline__ static void issue(float (&d)[96], uint64_t a, uint64_t b) {
     asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, "
         "%8, %9, %10, %11, %12, %13, %14, %15, "
@@ -32,7 +30,7 @@ struct Wgmma<192, TRANS_A, TRANS_B> {
         "%72, %73, %74, %75, %76, %77, %78, %79, "
         "%80, %81, %82, %83, %84, %85, %86, %87, "
         "%88, %89, %90, %91, %92, %93, %94, %95"
-        "}, %96, %97, p, 1, 1, %99, %100;\n}\n"
+        "}, %96, %97, 1, 1, 1, %98, %99;"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
           "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
           "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
@@ -45,15 +43,14 @@ struct Wgmma<192, TRANS_A, TRANS_B> {
           "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79]),
           "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]),
           "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95])
-        : "l"(a), "l"(b), "r"(keep), "n"(TRANS_A), "n"(TRANS_B));
+        : "l"(a), "l"(b), "n"(TRANS_A), "n"(TRANS_B));
   }
 };
 
 template <int TRANS_A, int TRANS_B>
 struct Wgmma<256, TRANS_A, TRANS_B> {
-  __device__ __forceinline__ static void issue(float (&d)[128], uint64_t a, uint64_t b, int keep) {
+  __device__ __forceinline__ static void issue(float (&d)[128], uint64_t a, uint64_t b) {
     asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, "
         "%8, %9, %10, %11, %12, %13, %14, %15, "
@@ -71,7 +68,7 @@ struct Wgmma<256, TRANS_A, TRANS_B> {
         "%104, %105, %106, %107, %108, %109, %110, %111, "
         "%112, %113, %114, %115, %116, %117, %118, %119, "
         "%120, %121, %122, %123, %124, %125, %126, %127"
-        "}, %128, %129, p, 1, 1, %131, %132;\n}\n"
+        "}, %128, %129, 1, 1, 1, %130, %131;"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
           "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
           "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
@@ -88,7 +85,7 @@ struct Wgmma<256, TRANS_A, TRANS_B> {
           "+f"(d[104]), "+f"(d[105]), "+f"(d[106]), "+f"(d[107]), "+f"(d[108]), "+f"(d[109]), "+f"(d[110]), "+f"(d[111]),
           "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]),
           "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
-        : "l"(a), "l"(b), "r"(keep), "n"(TRANS_A), "n"(TRANS_B));
+        : "l"(a), "l"(b), "n"(TRANS_A), "n"(TRANS_B));
   }
 };
 // clang-format on
