@@ -83,27 +83,37 @@ at::Tensor copied(const RowOperand& operand) {
   return rows;
 }
 
-// A product whose result has rows: by the kernel as it stands, by the kernel on copied rows, by libtorch.
-at::Tensor row_product(GroupedGemmKind kind, const RowOperand& a, const at::Tensor& w_GNK,
+// True when a kernel has done it, with the operands as they are or with gathered rows copied. Else the
+// operands are copies, for libtorch.
+bool computed(GroupedGemmArgs args, RowOperand& a, RowOperand& b, const at::Device& device) {
+  if (run_kernel(args, device)) return true;
+  if (!a.index_R.defined() && !b.index_R.defined()) return false;
+  a = {copied(a), {}, 1};
+  b = {copied(b), {}, 1};
+  args.a = a.tensor.const_data_ptr();
+  args.b = b.tensor.const_data_ptr();
+  args.a_index = args.b_index = nullptr;
+  args.index_divisor = 1;
+  return run_kernel(args, device);
+}
+
+// A product whose result has rows.
+at::Tensor row_product(GroupedGemmKind kind, RowOperand a, const at::Tensor& w_GNK,
                        const at::Tensor& offsets_G1) {
   const bool forward = kind == GroupedGemmKind::forward;
   check_operand(a, w_GNK.size(forward ? 2 : 1), offsets_G1);
   MOEBIUS_CHECK_EQ(w_GNK.size(0), offsets_G1.size(0) - 1);
   MOEBIUS_CHECK(w_GNK.is_contiguous() && w_GNK.scalar_type() == a.tensor.scalar_type());
   at::Tensor out = at::empty({a.num_rows(), w_GNK.size(forward ? 1 : 2)}, a.tensor.options());
+  RowOperand w{w_GNK, {}, 1};
   GroupedGemmArgs args = arguments(kind, a, offsets_G1);
   args.b = w_GNK.const_data_ptr();
   args.out = out.mutable_data_ptr();
   args.n = w_GNK.size(1);
   args.k = w_GNK.size(2);
-  if (run_kernel(args, out.device())) return out;
-  const at::Tensor rows = copied(a);
-  args.a = rows.const_data_ptr();
-  args.a_index = nullptr;
-  args.index_divisor = 1;
-  if (a.index_R.defined() && run_kernel(args, out.device())) return out;
+  if (computed(args, a, w, out.device())) return out;
   out.reset();
-  return library_grouped_mm(kind, rows, w_GNK, offsets_G1);
+  return library_grouped_mm(kind, a.tensor, w_GNK, offsets_G1);
 }
 
 }  // namespace
@@ -182,16 +192,10 @@ at::Tensor grouped_mm_weight_grad(const RowOperand& a_RN, const RowOperand& b_RK
   args.out = out_GNK.mutable_data_ptr();
   args.n = n;
   args.k = k;
-  if (run_kernel(args, out_GNK.device())) return out_GNK;
-  const at::Tensor a = copied(a_RN), b = copied(b_RK);
-  args.a = a.const_data_ptr();
-  args.b = b.const_data_ptr();
-  args.a_index = args.b_index = nullptr;
-  args.index_divisor = 1;
-  if ((a_RN.index_R.defined() || b_RK.index_R.defined()) && run_kernel(args, out_GNK.device()))
-    return out_GNK;
+  RowOperand a = a_RN, b = b_RK;
+  if (computed(args, a, b, out_GNK.device())) return out_GNK;
   out_GNK.reset();
-  return library_grouped_mm(GroupedGemmKind::weight_grad, a, b, offsets_G1);
+  return library_grouped_mm(GroupedGemmKind::weight_grad, a.tensor, b.tensor, offsets_G1);
 }
 
 }  // namespace moebius::ops
