@@ -27,7 +27,7 @@ Result<void> ClockControl::lock(int mhz) const {
     return make_error(ErrorKind::kInvalid, mhz, " MHz is not a clock of this GPU (", supported->front(),
                       " to ", supported->back(), " MHz); the nearest is ", nearest_clock(*supported, mhz),
                       " MHz");
-  const NvmlLibrary& library = *device_.library_;
+  const NvmlLibrary& library = device_.nvml();
   const auto clock = static_cast<unsigned>(mhz);
   auto locked = library.call(library.set_gpu_locked_clocks, device_.handle_, clock, clock);
   if (!locked && locked.error().kind == ErrorKind::kPermission)
@@ -37,7 +37,7 @@ Result<void> ClockControl::lock(int mhz) const {
 }
 
 Result<void> ClockControl::reset() const {
-  const NvmlLibrary& library = *device_.library_;
+  const NvmlLibrary& library = device_.nvml();
   return library.call(library.reset_gpu_locked_clocks, device_.handle_);
 }
 

@@ -77,6 +77,7 @@ class NvmlDevice {
   friend class ClockControl;
   NvmlDevice(std::shared_ptr<const NvmlLibrary> library, void* handle);
   Result<PowerReading> power(unsigned field) const;
+  const NvmlLibrary& nvml() const { return *library_; }
 
   std::shared_ptr<const NvmlLibrary> library_;
   void* handle_;
