@@ -37,10 +37,6 @@ bool is_signal(int code) {
   return code == 130 || code == 143 || code == 137;
 }
 
-bool was_stopped(const StoredJob& job, int code) {
-  return code == job.pause_code || (job.state == State::stopping && is_signal(code));
-}
-
 }  // namespace
 
 Dispatcher::Dispatcher(Store& store, Engine& engine, ForecastSource& forecasts, const Clock& clock,
@@ -130,13 +126,14 @@ void Dispatcher::watch(Live& live, double now_s) {
       break;
     case RunStatus::Kind::exited:
       count(job, now_s);
-      if (was_stopped(job, status->code)) {
+      if (status->code == job.pause_code || (was_asked_to_end(live) && is_signal(status->code))) {
         if (job.wanted == Wanted::cancel)
           return finish(live, State::cancelled, status->code, now_s, "cancelled");
         ++job.switches;
         return back_to_waiting(live, now_s, "paused");
       }
-      if (job.wanted == Wanted::cancel && job.state == State::stopping && status->code != 0)
+      if (job.wanted == Wanted::cancel && status->code != 0 &&
+          (was_asked_to_end(live) || is_signal(status->code)))
         return finish(live, State::cancelled, status->code, now_s, "cancelled");
       if (status->code == 0) return finish(live, State::done, 0, now_s, "done");
       if (job.can_pause && is_signal(status->code))
@@ -151,6 +148,11 @@ void Dispatcher::watch(Live& live, double now_s) {
     const bool late = now_s - job.state_since_s > options_.stop_grace_s;
     if (const auto asked = engine_.stop(job.id, job.attempts, late); !asked) job.note = asked.error().message;
   }
+}
+
+// One that was still starting may end by the signal itself: its program did not listen yet.
+bool Dispatcher::was_asked_to_end(const Live& live) {
+  return live.job.state == State::stopping || live.asked_attempt == live.job.attempts;
 }
 
 // An attempt that nobody asked to end: another one goes on from the last checkpoint, but not for ever.
@@ -352,6 +354,7 @@ void Dispatcher::act(double now_s) {
       // size.
       const bool fits_plan = !job.can_pause || wanted_workers(*live, now_s) == job.workers;
       if (job.wanted == Wanted::run && fits_plan) continue;
+      live->asked_attempt = job.attempts;
       if (const auto asked = engine_.stop(job.id, job.attempts, false); !asked)
         job.note = asked.error().message;
       continue;

@@ -48,15 +48,17 @@ class Dispatcher {
   struct Live {
     StoredJob job;
     std::vector<Piece> plan;
-    double planned_s = 0;    // 0: not planned by this process
-    bool is_told = false;    // that its deadline is out of reach
-    bool is_behind = false;  // too many come before it to be planned
+    double planned_s = 0;       // 0: not planned by this process
+    bool is_told = false;       // that its deadline is out of reach
+    bool is_behind = false;     // too many come before it to be planned
+    int64_t asked_attempt = 0;  // that this process asked to end before it was seen running
   };
 
   void reload(double now_s);
   void watch(Live& live, double now_s);
   void count(StoredJob& job, double now_s);
   void finish(Live& live, State state, int code, double now_s, const std::string& what);
+  static bool was_asked_to_end(const Live& live);
   void lost(Live& live, double now_s, const std::string& how);
   void back_to_waiting(Live& live, double now_s, const std::string& what);
   void plan_all(double now_s);

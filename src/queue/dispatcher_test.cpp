@@ -60,9 +60,10 @@ class FakeEngine final : public Engine {
     Run* run = find(job, attempt);
     if (run == nullptr) return {};
     ++(now ? run->killed : run->asked);
+    if (!obeys && !now) return {};
     if (run->status.kind == Kind::pending) {
       run->status = {Kind::none};
-    } else if (obeys || now) {
+    } else {
       run->status = {Kind::exited, now ? 137 : 75};
     }
     return {};
@@ -318,6 +319,41 @@ TEST_F(DispatcherTest, a_start_that_a_cluster_keeps_waiting_is_taken_back_when_i
   EXPECT_EQ(now(id).state, State::waiting);
   EXPECT_EQ(now(id).note, "was not started");
   EXPECT_EQ(now(id).lost_attempts, 0);
+}
+
+TEST_F(DispatcherTest, one_that_ends_by_the_signal_before_it_was_seen_running_is_not_lost) {
+  options.policy = "now";
+  engine.pends = true;
+  engine.obeys = false;
+  const int64_t id = job(5, 100).id;
+  run_for(0.2);
+  store.want(id, Wanted::hold, clock.unix_seconds());
+  run_for(0.2);
+  ASSERT_GE(engine.runs[0].asked, 1);
+  engine.runs[0].status = {Kind::exited, 143};
+  run_for(0.2);
+  EXPECT_EQ(now(id).state, State::waiting);
+  EXPECT_EQ(now(id).note, "paused");
+  EXPECT_EQ(now(id).lost_attempts, 0);
+  store.want(id, Wanted::run, clock.unix_seconds());
+  run_for(0.2);
+  ASSERT_EQ(engine.runs.size(), 2u);
+  store.want(id, Wanted::cancel, clock.unix_seconds());
+  run_for(0.1);
+  engine.runs[1].status = {Kind::exited, 143};
+  run_for(0.2);
+  EXPECT_EQ(now(id).state, State::cancelled);
+}
+
+TEST_F(DispatcherTest, one_to_be_cancelled_that_others_end_first_is_cancelled) {
+  options.policy = "now";
+  const int64_t id = job(5, 100).id;
+  run_for(0.2);
+  store.want(id, Wanted::cancel, clock.unix_seconds());
+  engine.runs[0].status = {Kind::exited, 143};
+  run_for(0.2);
+  EXPECT_EQ(now(id).state, State::cancelled);
+  EXPECT_EQ(engine.runs.size(), 1u);
 }
 
 TEST_F(DispatcherTest, what_does_not_stop_is_ended_after_the_grace) {
