@@ -168,7 +168,9 @@ Example route_example(const RouteRow& row) {
       row.bias ? at::randn({row.experts}, at::kDouble).to(at::kFloat).to(at::kDouble) * 0.125 : at::Tensor();
   // Where choices are between equals the outcome is not differentiable.
   const InputKind kind = row.logits == RouteRow::Logits::ties ? InputKind::constant : InputKind::f32;
-  std::vector<Input> inputs{{"logits", make_logits(row, bias), kind}};
+  std::vector<Input> inputs;
+  inputs.reserve(3);
+  inputs.push_back({"logits", make_logits(row, bias), kind});
   if (row.bias) inputs.push_back({"bias", bias, InputKind::constant});
   if (!row.segments.empty()) inputs.push_back({"segments", segment_numbers(row.segments), InputKind::index});
   const int64_t num_segments = std::max<int64_t>(1, static_cast<int64_t>(row.segments.size()));
