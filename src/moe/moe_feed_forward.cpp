@@ -1,4 +1,6 @@
-// Shapes: T tokens, D model width, F expert width, E experts.
+// Shapes: T tokens, D model width, F expert width, E experts. With a tensor axis F is this process's share of
+// the hidden units: each rank routes all tokens alike, computes a summand of the output of every expert, and
+// the sum over the ranks is taken once, behind the weighted sum and the shared experts.
 #include "moe/moe_feed_forward.h"
 
 #include <ATen/ops/sigmoid.h>
@@ -15,9 +17,11 @@ bool is_moe_layer(const config::ModelConfig& config, int64_t layer) {
 }
 
 MoeFeedForward::MoeFeedForward(const config::ModelConfig& config, int64_t layer, const std::string& prefix,
-                               nn::ParamTable& params, std::shared_ptr<const TokenDispatcher> dispatcher)
+                               nn::ParamTable& params, std::shared_ptr<const TokenDispatcher> dispatcher,
+                               const nn::TensorAxis* axis)
     : config_(config.moe),
       layer_(layer),
+      axis_(axis),
       dispatcher_(std::move(dispatcher)),
       router_(config, prefix, params),
       gate_up_(params.declare({.name = prefix + "gate_up",
@@ -31,21 +35,25 @@ MoeFeedForward::MoeFeedForward(const config::ModelConfig& config, int64_t layer,
                             .sharding = {.ep = 0, .tp = 2},
                             .init = nn::Init::normal(config.init_std * config.output_init_scale)})) {
   if (config.moe.expert_bias) {
-    const auto bias = [&](const char* name, int64_t width) {
+    const auto bias = [&](const char* name, int64_t width, nn::AxisMap sharding) {
       return &params.declare({.name = prefix + name,
                               .dims = {config.moe.experts, width},
                               .klass = nn::ParamClass::expert,
-                              .sharding = {.ep = 0},
+                              .sharding = sharding,
                               .init = nn::Init::zeros(),
                               .decays = false});
     };
-    gate_up_bias_ = bias("gate_up_bias", 2 * config.moe.expert_dim);
-    down_bias_ = bias("down_bias", config.dim);
+    gate_up_bias_ = bias("gate_up_bias", 2 * config.moe.expert_dim, {.ep = 0, .tp = 1});
+    down_bias_ = bias("down_bias", config.dim, {.ep = 0});
   }
   if (config.moe.shared_experts == 0) return;
-  shared_ = std::make_unique<nn::DenseFeedForward>(config.dim, config.moe.shared_width(), config.init_std,
-                                                   config.init_std * config.output_init_scale,
-                                                   prefix + "shared.", params);
+  shared_ = std::make_unique<nn::DenseFeedForward>(
+      nn::DenseOptions{.dim = config.dim,
+                       .hidden = config.moe.shared_width(),
+                       .init_std = config.init_std,
+                       .out_std = config.init_std * config.output_init_scale,
+                       .axis = axis},
+      prefix + "shared.", params);
   if (config.moe.shared_gate)
     shared_gate_ = &params.declare(
         {.name = prefix + "shared_gate", .dims = {1, config.dim}, .init = nn::Init::normal(config.init_std)});
@@ -54,17 +62,22 @@ MoeFeedForward::MoeFeedForward(const config::ModelConfig& config, int64_t layer,
 ExpertWeights MoeFeedForward::experts() const {
   ExpertWeights experts{gate_up_.value, down_.value};
   experts.form.gate_up_bias_E2F = nn::value_of(gate_up_bias_);
-  experts.form.down_bias_ED = nn::value_of(down_bias_);
+  experts.form.down_bias_ED = nn::shared(axis_, nn::value_of(down_bias_));
+  // One rank adds it to the sum.
+  if (down_bias_ != nullptr && nn::place_of(axis_).rank > 0)
+    experts.form.down_bias_ED = experts.form.down_bias_ED * 0;
   experts.form.clamped = config_.activation == "clamped_swiglu";
   experts.form.alpha = config_.activation_alpha;
   experts.form.limit = config_.activation_limit;
   return experts;
 }
 
-at::Tensor MoeFeedForward::shared(const at::Tensor& x_TD, const nn::FeedForwardContext& context) const {
-  const at::Tensor y_TD = shared_->forward(x_TD, context).y_TD;
+at::Tensor MoeFeedForward::shared_summand(const at::Tensor& x_TD,
+                                          const nn::FeedForwardContext& context) const {
+  const at::Tensor y_TD = shared_->summand(x_TD, context.discards);
   if (shared_gate_ == nullptr) return y_TD;
-  return y_TD * at::sigmoid(ops::linear(x_TD, shared_gate_->value));
+  const at::Tensor gate_T1 = at::sigmoid(ops::linear(nn::alike(axis_, x_TD), shared_gate_->value));
+  return y_TD * nn::shared(axis_, gate_T1);
 }
 
 void MoeFeedForward::add_losses(const ops::Routing& routing, nn::FeedForwardResult& result) const {
@@ -81,36 +94,52 @@ void MoeFeedForward::add_losses(const ops::Routing& routing, nn::FeedForwardResu
   }
 }
 
-nn::FeedForwardResult MoeFeedForward::forward(const at::Tensor& x_TD,
-                                              const nn::FeedForwardContext& context) const {
+ops::Routing MoeFeedForward::route(const at::Tensor& x_TD, const nn::FeedForwardContext& context) const {
   at::Tensor logits_TE;
-  const ops::Routing routing =
-      router_.route(x_TD, context.sequence_of_T, context.num_sequences, context.may_drop, &logits_TE);
+  ops::Routing routing = router_.route(nn::alike(axis_, x_TD), context.sequence_of_T, context.num_sequences,
+                                       context.may_drop, &logits_TE);
   if (context.observer != nullptr) {
     context.observer->observe(layer_, routing.counts_E, routing.entropy, routing.offsets_E1,
                               routing.experts_TK.numel());
     context.observer->decided(layer_, logits_TE, routing.experts_TK, routing.weights_TK);
   }
+  routing.weights_TK = nn::shared(axis_, routing.weights_TK);
+  return routing;
+}
+
+nn::FeedForwardResult MoeFeedForward::forward(const at::Tensor& x_TD,
+                                              const nn::FeedForwardContext& context) const {
+  const at::Tensor in_TD = nn::enter(axis_, x_TD, context.num_tokens);
+  const ops::Routing routing = route(in_TD, context);
   nn::FeedForwardResult result;
-  result.y_TD = dispatcher_->apply(x_TD, routing, experts(), context.discards != nullptr);
-  if (shared_) result.y_TD = result.y_TD + shared(x_TD, context);
+  result.y_TD = dispatcher_->apply(in_TD, routing, experts(), context.discards != nullptr);
+  if (shared_) result.y_TD = result.y_TD + shared_summand(in_TD, context);
+  result.y_TD = nn::leave(axis_, result.y_TD);
   if (context.with_losses) add_losses(routing, result);
   return result;
 }
 
 std::unique_ptr<nn::Decoder> make_decoder(const config::ModelConfig& config,
-                                          std::shared_ptr<const TokenDispatcher> dispatcher) {
+                                          std::shared_ptr<const TokenDispatcher> dispatcher,
+                                          std::shared_ptr<const nn::TensorAxis> axis) {
   if (!dispatcher) dispatcher = std::make_shared<LocalDispatcher>();
   return std::make_unique<nn::Decoder>(
       config,
       [&](int64_t layer, const std::string& prefix,
           nn::ParamTable& params) -> std::unique_ptr<nn::FeedForward> {
         if (is_moe_layer(config, layer))
-          return std::make_unique<MoeFeedForward>(config, layer, prefix + "moe.", params, dispatcher);
-        return std::make_unique<nn::DenseFeedForward>(config.dim, config.ffn_dim, config.init_std,
-                                                      config.init_std * config.output_init_scale,
-                                                      prefix + "ffn.", params, config.ffn_bias);
-      });
+          return std::make_unique<MoeFeedForward>(config, layer, prefix + "moe.", params, dispatcher,
+                                                  axis.get());
+        return std::make_unique<nn::DenseFeedForward>(
+            nn::DenseOptions{.dim = config.dim,
+                             .hidden = config.ffn_dim,
+                             .init_std = config.init_std,
+                             .out_std = config.init_std * config.output_init_scale,
+                             .bias = config.ffn_bias,
+                             .axis = axis.get()},
+            prefix + "ffn.", params);
+      },
+      axis);
 }
 
 }  // namespace moebius::moe

@@ -16,16 +16,20 @@ namespace moebius::moe {
 class MoeFeedForward final : public nn::FeedForward {
  public:
   MoeFeedForward(const config::ModelConfig& config, int64_t layer, const std::string& prefix,
-                 nn::ParamTable& params, std::shared_ptr<const TokenDispatcher> dispatcher);
+                 nn::ParamTable& params, std::shared_ptr<const TokenDispatcher> dispatcher,
+                 const nn::TensorAxis* axis = nullptr);
   nn::FeedForwardResult forward(const at::Tensor& x_TD, const nn::FeedForwardContext& context) const override;
 
  private:
   ExpertWeights experts() const;
-  at::Tensor shared(const at::Tensor& x_TD, const nn::FeedForwardContext& context) const;
+  // Both within a region of the axis.
+  ops::Routing route(const at::Tensor& x_TD, const nn::FeedForwardContext& context) const;
+  at::Tensor shared_summand(const at::Tensor& x_TD, const nn::FeedForwardContext& context) const;
   void add_losses(const ops::Routing& routing, nn::FeedForwardResult& result) const;
 
   config::MoeConfig config_;
   int64_t layer_;
+  const nn::TensorAxis* axis_;  // splits the hidden units of every expert
   std::shared_ptr<const TokenDispatcher> dispatcher_;
   Router router_;
   nn::Param& gate_up_;                 // (E, 2F, D), gate and up rows interleaved
@@ -36,9 +40,11 @@ class MoeFeedForward final : public nn::FeedForward {
   nn::Param* shared_gate_ = nullptr;  // (1, D): the shared experts' output times sigmoid(x . w) (Qwen2-MoE)
 };
 
-// A decoder whose layers are dense or routed as `config` says. Only declares its parameters.
+// A decoder whose layers are dense or routed as `config` says. Only declares its parameters. With an axis the
+// caller splits the table (ParamTable::split) as it says.
 std::unique_ptr<nn::Decoder> make_decoder(const config::ModelConfig& config,
-                                          std::shared_ptr<const TokenDispatcher> dispatcher = nullptr);
+                                          std::shared_ptr<const TokenDispatcher> dispatcher = nullptr,
+                                          std::shared_ptr<const nn::TensorAxis> axis = nullptr);
 
 // Whether a layer has experts.
 bool is_moe_layer(const config::ModelConfig& config, int64_t layer);

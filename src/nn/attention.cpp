@@ -1,34 +1,62 @@
-// Shapes: T tokens, D model width, H query heads, Hk key/value heads, d head width, C = (H + 2 Hk) d.
+// Shapes: T tokens, D model width, H query heads, Hk key/value heads, d head width, C = (H + 2 Hk) d. With an
+// axis H and Hk are those of this process in activations, and of all in declarations.
 #include "nn/attention.h"
 
+#include "base/check.h"
 #include "ops/linear.h"
 
 namespace moebius::nn {
+namespace {
+
+// Rows of the fused projection: query, key and value heads.
+std::vector<int64_t> fused_rows(const AttentionOptions& options) {
+  const int64_t queries = options.num_heads * options.head_dim,
+                keys = options.num_kv_heads * options.head_dim;
+  return {queries, keys, keys};
+}
+
+int64_t heads_here(int64_t heads, const TensorAxis* axis) {
+  const int64_t ranks = place_of(axis).size;
+  MOEBIUS_CHECK(heads % ranks == 0, heads, " heads over ", ranks, " ranks");
+  return heads / ranks;
+}
+
+}  // namespace
 
 Attention::Attention(const AttentionOptions& options, const std::string& prefix, ParamTable& params)
     : options_(options),
+      num_heads_(heads_here(options.num_heads, options.axis)),
+      num_kv_heads_(heads_here(options.num_kv_heads, options.axis)),
       qkv_(params.declare(
           {.name = prefix + "qkv",
            .dims = {(options.num_heads + 2 * options.num_kv_heads) * options.head_dim, options.dim},
            .sharding = {.tp = 0},
+           .tp_parts = fused_rows(options),
            .init = Init::normal(options.init_std)})),
       out_(params.declare({.name = prefix + "out",
                            .dims = {options.dim, options.num_heads * options.head_dim},
                            .sharding = {.tp = 1},
                            .init = Init::normal(options.out_std)})) {
-  const auto small = [&](const char* name, int64_t size) {
-    return &params.declare({.name = prefix + name, .dims = {size}, .init = Init::zeros(), .decays = false});
+  const auto small = [&](const char* name, int64_t size, AxisMap sharding, std::vector<int64_t> parts = {}) {
+    return &params.declare({.name = prefix + name,
+                            .dims = {size},
+                            .sharding = sharding,
+                            .tp_parts = std::move(parts),
+                            .init = Init::zeros(),
+                            .decays = false});
   };
-  if (options.bias)
-    qkv_bias_ = small("qkv_bias", (options.num_heads + 2 * options.num_kv_heads) * options.head_dim);
-  if (options.output_bias) out_bias_ = small("out_bias", options.dim);
-  if (options.sinks) sinks_ = small("sinks", options.num_heads);
+  const AxisMap by_heads{.tp = 0};
+  if (options.bias) qkv_bias_ = small("qkv_bias", qkv_.spec.dims[0], by_heads, fused_rows(options));
+  if (options.output_bias) out_bias_ = small("out_bias", options.dim, {});
+  if (options.sinks) sinks_ = small("sinks", options.num_heads, by_heads);
   if (options.qk_norm == kernels::QkNorm::none) return;
   const bool full = options.qk_norm == kernels::QkNorm::full;
+  MOEBIUS_CHECK(!full || place_of(options.axis).size == 1, "a norm over heads that are split");
   const auto declare = [&](const char* name, int64_t heads) {
     return &params.declare({.name = prefix + name,
                             .dims = {full ? heads * options.head_dim : options.head_dim},
                             .klass = ParamClass::norm,
+                            .sharding = full ? by_heads : AxisMap{},
                             .init = Init::ones(),
                             .decays = false});
   };
@@ -44,45 +72,50 @@ at::Tensor Attention::projected(const at::Tensor& x_TD) const {
 at::Tensor Attention::turned(const at::Tensor& projected_TC, const at::Tensor& positions_T,
                              const at::Tensor& cos_sin_PD) const {
   ops::RopeOptions rope;
-  rope.num_heads = options_.num_heads;
-  rope.num_kv_heads = options_.num_kv_heads;
+  rope.num_heads = num_heads_;
+  rope.num_kv_heads = num_kv_heads_;
   rope.head_dim = options_.head_dim;
   rope.norm = options_.qk_norm;
   rope.eps = options_.norm_eps;
   rope.rotary_dim = options_.rotary_dim;
-  return ops::qk_norm_rope(projected_TC, value_of(q_norm_), value_of(k_norm_), positions_T, cos_sin_PD, rope);
+  return ops::qk_norm_rope(projected_TC, shared(options_.axis, value_of(q_norm_)),
+                           shared(options_.axis, value_of(k_norm_)), positions_T, cos_sin_PD, rope);
 }
 
 ops::AttentionShape Attention::shape() const {
-  ops::AttentionShape shape{options_.num_heads, options_.num_kv_heads, options_.head_dim};
+  ops::AttentionShape shape{num_heads_, num_kv_heads_, options_.head_dim};
   shape.window = options_.window;
   return shape;
+}
+
+at::Tensor Attention::output(const at::Tensor& y_TC) const {
+  const at::Tensor y_TD = leave(options_.axis, ops::linear(y_TC, out_.value));
+  return out_bias_ == nullptr ? y_TD : y_TD + outside(options_.axis, out_bias_->value);
 }
 
 at::Tensor Attention::forward(const at::Tensor& x_TD, const at::Tensor& positions_T,
                               const at::Tensor& cos_sin_PD, const ops::Segments& documents,
                               Discards* discards) const {
-  const at::Tensor projected_TC = projected(x_TD);
+  const at::Tensor projected_TC = projected(enter(options_.axis, x_TD, positions_T.size(0)));
   const at::Tensor qkv_TC = turned(projected_TC, positions_T, cos_sin_PD);
   // The norms keep what they read, so that the rest can be made from it; without them nothing else is kept.
   if (discards != nullptr && options_.qk_norm != kernels::QkNorm::none)
     discards->add(qkv_TC, [this, read = projected_TC.detach(), positions_T, cos_sin_PD] {
       return turned(read, positions_T, cos_sin_PD);
     });
-  const at::Tensor y_TC = ops::attention(qkv_TC, documents, shape(), value_of(sinks_));
-  return ops::linear(y_TC, out_.value, value_of(out_bias_));
+  return output(ops::attention(qkv_TC, documents, shape(), value_of(sinks_)));
 }
 
 at::Tensor Attention::forward_cached(const at::Tensor& x_TD, const at::Tensor& positions_T,
                                      const at::Tensor& cos_sin_PD, int64_t layer, KvCache& cache) const {
-  const int64_t count = x_TD.size(0), heads = options_.num_heads, kv_heads = options_.num_kv_heads;
-  const at::Tensor qkv_THd =
-      turned(projected(x_TD), positions_T, cos_sin_PD).view({count, heads + 2 * kv_heads, options_.head_dim});
+  const int64_t count = positions_T.size(0), heads = num_heads_, kv_heads = num_kv_heads_;
+  const at::Tensor qkv_THd = turned(projected(enter(options_.axis, x_TD, count)), positions_T, cos_sin_PD)
+                                 .view({count, heads + 2 * kv_heads, options_.head_dim});
   const KvCache::KeysValues held =
       cache.append(layer, qkv_THd.narrow(1, heads, kv_heads), qkv_THd.narrow(1, heads + kv_heads, kv_heads));
   const at::Tensor y_TC = ops::attention_with_cache(qkv_THd.narrow(1, 0, heads).transpose(0, 1), held.keys,
                                                     held.values, shape(), value_of(sinks_));
-  return ops::linear(y_TC, out_.value, value_of(out_bias_));
+  return output(y_TC);
 }
 
 }  // namespace moebius::nn

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "nn/self_attention.h"
+#include "nn/tensor_axis.h"
 #include "ops/rope.h"
 
 namespace moebius::nn {
@@ -22,8 +23,9 @@ struct AttentionOptions {
   bool sinks = false;  // a learned logit per query head in the softmax's denominator
   kernels::QkNorm qk_norm = kernels::QkNorm::none;
   double norm_eps = 1e-5;
-  double init_std = 0.02;  // of the fused projection
-  double out_std = 0.02;   // of the output projection
+  double init_std = 0.02;            // of the fused projection
+  double out_std = 0.02;             // of the output projection
+  const TensorAxis* axis = nullptr;  // that splits the heads; outlives the layer
 };
 
 class Attention final : public SelfAttention {
@@ -40,10 +42,12 @@ class Attention final : public SelfAttention {
   at::Tensor turned(const at::Tensor& projected_TC, const at::Tensor& positions_T,
                     const at::Tensor& cos_sin_PD) const;
   ops::AttentionShape shape() const;
+  at::Tensor output(const at::Tensor& y_TC) const;
 
   AttentionOptions options_;
-  Param& qkv_;  // ((H + 2 Hk) d, D): query heads, key heads, value heads
-  Param& out_;  // (D, H d)
+  int64_t num_heads_, num_kv_heads_;  // of this process
+  Param& qkv_;                        // ((H + 2 Hk) d, D): query heads, key heads, value heads
+  Param& out_;                        // (D, H d)
   Param* qkv_bias_ = nullptr;
   Param* out_bias_ = nullptr;
   Param* sinks_ = nullptr;  // (H)

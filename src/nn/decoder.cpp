@@ -3,10 +3,13 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/embedding.h>
 
 #include <algorithm>
 
+#include "base/check.h"
 #include "base/concat.h"
 #include "nn/multi_token.h"
 #include "nn/recompute.h"
@@ -25,9 +28,10 @@ Param& declare_norm(ParamTable& params, const std::string& name, int64_t dim) {
 
 // sum = x + delta (x alone without delta) and its norm.
 std::pair<at::Tensor, at::Tensor> add_norm(const at::Tensor& x_TD, const at::Tensor& delta_TD,
-                                           const Param& weight, double eps) {
-  if (!delta_TD.defined()) return {x_TD, ops::rms_norm(x_TD, weight.value, eps)};
-  return ops::add_rms_norm(x_TD, delta_TD, weight.value, eps);
+                                           const Param& param, const TensorAxis* axis, double eps) {
+  const at::Tensor weight = outside(axis, param.value);
+  if (!delta_TD.defined()) return {x_TD, ops::rms_norm(x_TD, weight, eps)};
+  return ops::add_rms_norm(x_TD, delta_TD, weight, eps);
 }
 
 void add_loss(at::Tensor& sum, const at::Tensor& loss) {
@@ -38,29 +42,33 @@ void add_loss(at::Tensor& sum, const at::Tensor& loss) {
 
 struct Decoder::Block {
   Block(const config::ModelConfig& config, const FeedForwardFactory& factory, int64_t layer,
-        ParamTable& params)
+        ParamTable& params, const TensorAxis* tensor_axis)
       : attention_norm(declare_norm(params, concat("layers.", layer, ".attention_norm"), config.dim)),
-        attention(make_attention(config, layer, concat("layers.", layer, ".attention."), params)),
+        attention(
+            make_attention(config, layer, concat("layers.", layer, ".attention."), params, tensor_axis)),
         ffn_norm(declare_norm(params, concat("layers.", layer, ".ffn_norm"), config.dim)),
         feed_forward(factory(layer, concat("layers.", layer, "."), params)),
+        axis(tensor_axis),
         eps(config.norm_eps) {}
 
   Param& attention_norm;
   std::unique_ptr<SelfAttention> attention;
   Param& ffn_norm;
   std::unique_ptr<FeedForward> feed_forward;
+  const TensorAxis* axis;
   double eps;
 };
 
-Decoder::Decoder(const config::ModelConfig& config, const FeedForwardFactory& factory)
-    : config_(config), rope_scaling_(rope_scaling(config.rope)) {
+Decoder::Decoder(const config::ModelConfig& config, const FeedForwardFactory& factory,
+                 std::shared_ptr<const TensorAxis> axis)
+    : config_(config), axis_(std::move(axis)), rope_scaling_(rope_scaling(config.rope)) {
   embedding_ = &params_.declare({.name = "embedding",
                                  .dims = {config.vocab, config.dim},
                                  .klass = ParamClass::embedding,
                                  .sharding = {.tp = 0},
                                  .init = Init::normal(config.init_std)});
   for (int64_t layer = 0; layer < config.layers; ++layer)
-    blocks_.push_back(std::make_unique<Block>(config, factory, layer, params_));
+    blocks_.push_back(std::make_unique<Block>(config, factory, layer, params_, axis_.get()));
   final_norm_ = &declare_norm(params_, "final_norm", config.dim);
   if (!config.tied_embeddings)
     output_ = &params_.declare({.name = "output",
@@ -69,8 +77,8 @@ Decoder::Decoder(const config::ModelConfig& config, const FeedForwardFactory& fa
                                 .sharding = {.tp = 0},
                                 .init = Init::normal(config.init_std)});
   if (config.mtp.depth == 0) return;
-  mtp_ = std::make_unique<MultiToken>(config.dim, config.norm_eps, config.init_std, params_);
-  blocks_.push_back(std::make_unique<Block>(config, factory, config.layers, params_));
+  mtp_ = std::make_unique<MultiToken>(config.dim, config.norm_eps, config.init_std, params_, axis_.get());
+  blocks_.push_back(std::make_unique<Block>(config, factory, config.layers, params_, axis_.get()));
 }
 
 Decoder::~Decoder() = default;
@@ -90,6 +98,7 @@ void Decoder::need_positions(int64_t count) const {
 
 FeedForwardContext Decoder::context_of(const TokenBatch& batch, const ForwardOptions& options) const {
   FeedForwardContext context;
+  context.num_tokens = batch.tokens_T.size(0);
   context.sequence_of_T = batch.sequence_of_T;
   context.num_sequences = batch.num_sequences;
   context.with_losses = options.with_losses;
@@ -114,14 +123,14 @@ Decoder::Stream Decoder::run_block(int64_t layer, const Stream& in, const TokenB
               [x = x_TD.detach(), &weight, eps = block.eps] { return ops::rms_norm(x, weight.value, eps); });
     };
     const auto [x_TD, attention_in_TD] =
-        add_norm(stream.x_TD, stream.delta_TD, block.attention_norm, block.eps);
+        add_norm(stream.x_TD, stream.delta_TD, block.attention_norm, block.axis, block.eps);
     Discards of_attention, of_ffn;
     if (discards) discard_normed(of_attention, attention_in_TD, x_TD, block.attention_norm);
     at::Tensor attention_TD = block.attention->forward(attention_in_TD, batch.positions_T, cos_sin,
                                                        batch.documents, discards ? &of_attention : nullptr);
     if (discards) attention_TD = of_attention.finish(attention_TD);
     look("attention", attention_TD);
-    const auto [sum_TD, ffn_in_TD] = add_norm(x_TD, attention_TD, block.ffn_norm, block.eps);
+    const auto [sum_TD, ffn_in_TD] = add_norm(x_TD, attention_TD, block.ffn_norm, block.axis, block.eps);
     FeedForwardContext own = context;
     if (recomputing()) own.observer = nullptr;
     if (discards) {
@@ -177,25 +186,41 @@ at::Tensor Decoder::model_balance_loss(const ModelLoad& load) const {
 void Decoder::predict_further(const at::Tensor& hidden_TD, const TokenBatch& batch,
                               const ForwardOptions& options, DecoderOutput& output, ModelLoad& load) const {
   const MultiToken::Shifted next = MultiToken::shift(batch.tokens_T, batch.targets_T, batch.positions_T);
-  const Stream in{mtp_->combine(hidden_TD, at::embedding(embedding_->value, next.tokens_T)), {}};
+  const Stream in{mtp_->combine(hidden_TD, embed(next.tokens_T)), {}};
   const Stream out = run_block(config_.layers, in, batch, options, output, load);
-  output.mtp_hidden_TD = add_norm(out.x_TD, out.delta_TD, mtp_->final_norm(), config_.norm_eps).second;
+  const at::Tensor mtp_TD =
+      add_norm(out.x_TD, out.delta_TD, mtp_->final_norm(), axis_.get(), config_.norm_eps).second;
+  output.mtp_hidden_TD = enter(axis_.get(), mtp_TD, batch.tokens_T.size(0));
   output.mtp_targets_T = next.targets_T;
 }
 
+// Rows of another rank give zeros here, and the sum over the ranks has every token's row once.
+at::Tensor Decoder::embed(const at::Tensor& tokens_T) const {
+  if (axis_ == nullptr) return at::embedding(embedding_->value, tokens_T);
+  const Range rows = share_of(config_.vocab, axis_->place());
+  const at::Tensor row_T = tokens_T - rows.begin;
+  const at::Tensor elsewhere_T = row_T.lt(0).logical_or(row_T.ge(rows.count));
+  const at::Tensor here_TD = at::embedding(embedding_->value, row_T.masked_fill(elsewhere_T, 0));
+  return axis_->leave(here_TD.masked_fill(elsewhere_T.unsqueeze(1), 0));
+}
+
 DecoderOutput Decoder::forward(const TokenBatch& batch, const ForwardOptions& options) const {
+  MOEBIUS_CHECK(axis_ == nullptr || (params_.shards().tp.size == axis_->place().size &&
+                                     params_.shards().tp.rank == axis_->place().rank),
+                "parameters are split for rank ", params_.shards().tp.rank, " of ", params_.shards().tp.size);
   need_positions(batch.max_position);
   const auto probe = [&](const std::string& name, const at::Tensor& value) {
     if (options.probe && value.defined()) options.probe(name, value);
   };
   DecoderOutput output;
   ModelLoad load;
-  Stream stream{at::embedding(embedding_->value, batch.tokens_T), {}};
+  Stream stream{embed(batch.tokens_T), {}};
   probe("embedding", stream.x_TD);
   for (int64_t layer = 0; layer < config_.layers; ++layer)
     stream = run_block(layer, stream, batch, options, output, load);
-  const auto [x_TD, hidden_TD] = add_norm(stream.x_TD, stream.delta_TD, *final_norm_, config_.norm_eps);
-  output.hidden_TD = hidden_TD;
+  const auto [x_TD, hidden_TD] =
+      add_norm(stream.x_TD, stream.delta_TD, *final_norm_, axis_.get(), config_.norm_eps);
+  output.hidden_TD = enter(axis_.get(), hidden_TD, batch.tokens_T.size(0));
   probe("final_norm", output.hidden_TD);
   if (mtp_ && options.with_mtp) predict_further(hidden_TD, batch, options, output, load);
   if (load.prob_sum_E.defined()) add_loss(output.balance_loss, model_balance_loss(load));
@@ -204,11 +229,29 @@ DecoderOutput Decoder::forward(const TokenBatch& batch, const ForwardOptions& op
 
 at::Tensor Decoder::loss(const at::Tensor& hidden_TD, const at::Tensor& targets_T, double scale,
                          at::Tensor* token_loss_T) const {
-  return ops::linear_cross_entropy(hidden_TD, output_weight(), targets_T, scale, token_loss_T);
+  if (axis_ == nullptr)
+    return ops::linear_cross_entropy(hidden_TD, output_weight(), targets_T, scale, token_loss_T);
+  ops::VocabularySplit split;
+  split.begin = share_of(config_.vocab, axis_->place()).begin;
+  split.vocab = config_.vocab;
+  split.num_ranks = axis_->place().size;
+  split.gather = [this](const at::Tensor& values) { return axis_->gather(values); };
+  return ops::linear_cross_entropy(hidden_TD, output_weight(), targets_T, scale, token_loss_T, &split);
 }
 
 at::Tensor Decoder::logits(const at::Tensor& hidden_TD) const {
-  return ops::linear(hidden_TD, output_weight()).to(at::kFloat);
+  const at::Tensor logits_TV = ops::linear(hidden_TD, output_weight()).to(at::kFloat);
+  if (axis_ == nullptr) return logits_TV;
+  // Rows of ranks may differ by one: all are padded to the most.
+  const AxisPlace place = axis_->place();
+  const int64_t most = (config_.vocab + place.size - 1) / place.size;
+  const at::Tensor padded_TV =
+      at::constant_pad_nd(logits_TV, at::IntArrayRef{0, most - logits_TV.size(1)}).contiguous();
+  const at::Tensor all_RTV = axis_->gather(padded_TV);
+  std::vector<at::Tensor> parts;
+  for (int rank = 0; rank < place.size; ++rank)
+    parts.push_back(all_RTV[rank].narrow(1, 0, share_of(config_.vocab, {place.size, rank}).count));
+  return at::cat(parts, 1);
 }
 
 at::Tensor Decoder::next_logits(const at::Tensor& tokens_T, KvCache& cache) const {
@@ -218,26 +261,33 @@ at::Tensor Decoder::next_logits(const at::Tensor& tokens_T, KvCache& cache) cons
   const at::Tensor positions_T =
       at::arange(before, before + count, at::TensorOptions().dtype(at::kInt).device(device()));
   FeedForwardContext context;
+  context.num_tokens = count;
   context.may_drop = false;
-  Stream stream{at::embedding(embedding_->value, tokens_T), {}};
+  Stream stream{embed(tokens_T), {}};
   for (int64_t layer = 0; layer < config_.layers; ++layer) {
     const Block& block = *blocks_[static_cast<size_t>(layer)];
     const auto [x_TD, attention_in_TD] =
-        add_norm(stream.x_TD, stream.delta_TD, block.attention_norm, block.eps);
+        add_norm(stream.x_TD, stream.delta_TD, block.attention_norm, block.axis, block.eps);
     const at::Tensor attention_TD =
         block.attention->forward_cached(attention_in_TD, positions_T, cos_sin_PD_, layer, cache);
-    const auto [sum_TD, ffn_in_TD] = add_norm(x_TD, attention_TD, block.ffn_norm, block.eps);
+    const auto [sum_TD, ffn_in_TD] = add_norm(x_TD, attention_TD, block.ffn_norm, block.axis, block.eps);
     stream = {sum_TD, block.feed_forward->forward(ffn_in_TD, context).y_TD};
   }
   cache.advance(count);
+  const auto normed = [&](const at::Tensor& x_TD, const at::Tensor& delta_TD) {
+    return add_norm(x_TD, delta_TD, *final_norm_, axis_.get(), config_.norm_eps).second;
+  };
+  if (axis_ != nullptr) {  // the last token may be another rank's
+    const at::Tensor all_TD = axis_->enter(normed(stream.x_TD, stream.delta_TD), count);
+    return logits(all_TD.narrow(0, count - 1, 1)).squeeze(0);
+  }
   const at::Tensor last_1D = stream.x_TD.narrow(0, count - 1, 1),
                    delta_1D = stream.delta_TD.narrow(0, count - 1, 1);
-  const at::Tensor hidden_1D = add_norm(last_1D, delta_1D, *final_norm_, config_.norm_eps).second;
-  return logits(hidden_1D).squeeze(0);
+  return logits(normed(last_1D, delta_1D)).squeeze(0);
 }
 
 KvCache Decoder::make_cache(int64_t capacity) const {
-  return make_kv_cache(config_, capacity, embedding_->value.options());
+  return make_kv_cache(config_, capacity, embedding_->value.options(), axis_.get());
 }
 
 }  // namespace moebius::nn

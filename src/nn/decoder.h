@@ -1,5 +1,6 @@
-// The decoder: embedding, blocks, final norm, output layer. Single-device; pre-norm blocks
+// The decoder: embedding, blocks, final norm, output layer; pre-norm blocks
 //   x += attention(norm(x)); x += feed_forward(norm(x)).
+// Written for one device; a tensor axis, where given, splits heads, hidden units and the vocabulary.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,6 +17,7 @@
 #include "nn/param.h"
 #include "nn/recompute.h"
 #include "nn/self_attention.h"
+#include "nn/tensor_axis.h"
 #include "ops/attention.h"
 
 namespace moebius::nn {
@@ -47,7 +49,7 @@ struct ForwardOptions {
 };
 
 struct DecoderOutput {
-  at::Tensor hidden_TD;     // after the final norm
+  at::Tensor hidden_TD;     // after the final norm; in the region of the output layer, so of all tokens
   at::Tensor balance_loss;  // of all layers, coefficients applied; undefined when there is none
   // Multi-token prediction (nn/multi_token.h): its states and their targets, the tokens after next. Undefined
   // without it.
@@ -58,8 +60,10 @@ class MultiToken;
 
 class Decoder {
  public:
-  // Only declares; params().allocate() gives memory. `config` must be valid, with vocab > 0.
-  Decoder(const config::ModelConfig& config, const FeedForwardFactory& factory);
+  // Only declares; params().allocate() gives memory. `config` must be valid, with vocab > 0. With an axis
+  // params().split() must say the same place on tp; layers of the factory are on the same axis.
+  Decoder(const config::ModelConfig& config, const FeedForwardFactory& factory,
+          std::shared_ptr<const TensorAxis> axis = nullptr);
   ~Decoder();
 
   ParamTable& params() { return params_; }
@@ -98,7 +102,9 @@ class Decoder {
     int64_t num_tokens = 0;
   };
 
-  const at::Tensor& output_weight() const { return output_ ? output_->value : embedding_->value; }
+  const Param& output_layer() const { return output_ ? *output_ : *embedding_; }
+  const at::Tensor& output_weight() const { return output_layer().value; }
+  at::Tensor embed(const at::Tensor& tokens_T) const;
   void need_positions(int64_t count) const;
   FeedForwardContext context_of(const TokenBatch& batch, const ForwardOptions& options) const;
   // One block; adds its losses to the output and the load.
@@ -110,6 +116,7 @@ class Decoder {
   at::Tensor model_balance_loss(const ModelLoad& load) const;
 
   config::ModelConfig config_;
+  std::shared_ptr<const TensorAxis> axis_;  // null: this process has the whole model
   ParamTable params_;
   Param* embedding_ = nullptr;  // (V, D)
   Param* output_ = nullptr;     // (V, D); null when tied

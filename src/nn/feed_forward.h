@@ -8,6 +8,7 @@
 
 #include "nn/param.h"
 #include "nn/recompute.h"
+#include "nn/tensor_axis.h"
 
 namespace moebius::nn {
 
@@ -25,6 +26,7 @@ class RoutingObserver {
 };
 
 struct FeedForwardContext {
+  int64_t num_tokens = 0;    // of all that the layer sees; only needed with a tensor axis
   at::Tensor sequence_of_T;  // int32 ascending sequence number of each token; undefined for one sequence
   int64_t num_sequences = 1;
   // Where given, less is kept for the backward pass and computed again there: what a layer adds to it, and
@@ -49,16 +51,27 @@ class FeedForward {
   virtual FeedForwardResult forward(const at::Tensor& x_TD, const FeedForwardContext& context) const = 0;
 };
 
+struct DenseOptions {
+  int64_t dim, hidden;
+  double init_std = 0.02;            // of gate and up
+  double out_std = 0.02;             // of down
+  bool bias = false;                 // of all three
+  const TensorAxis* axis = nullptr;  // that splits the hidden units; outlives the layer
+};
+
 // SwiGLU with the hidden width F: y = W_down (silu(W_gate x) * (W_up x)). Rows 2f and 2f+1 of gate_up are
 // gate and up of unit f. (Shazeer 2020)
 class DenseFeedForward final : public FeedForward {
  public:
-  // init_std: of gate and up; out_std: of down; bias: of all three.
-  DenseFeedForward(int64_t dim, int64_t hidden, double init_std, double out_std, const std::string& prefix,
-                   ParamTable& params, bool bias = false);
+  DenseFeedForward(const DenseOptions& options, const std::string& prefix, ParamTable& params);
   FeedForwardResult forward(const at::Tensor& x_TD, const FeedForwardContext& context) const override;
 
+  // Within a region of the axis: of all tokens the summand that this process's hidden units give, without
+  // the bias of the output.
+  at::Tensor summand(const at::Tensor& x_TD, Discards* discards) const;
+
  private:
+  const TensorAxis* axis_;
   Param& gate_up_;  // (2F, D)
   Param& down_;     // (D, F)
   Param* gate_up_bias_ = nullptr;

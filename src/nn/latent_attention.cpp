@@ -1,5 +1,6 @@
 // Shapes: T tokens, N tokens in the cache and new ones, D model width, R latent of keys and values, H heads,
-// n channels without and r with position, e value channels.
+// n channels without and r with position, e value channels. With an axis H is this process's share in
+// activations and all of them in declarations; latents are made by every rank alike.
 #include "nn/latent_attention.h"
 
 #include <ATen/ops/bmm.h>
@@ -7,6 +8,7 @@
 
 #include <cmath>
 
+#include "base/check.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/rope.h"
@@ -15,7 +17,8 @@ namespace moebius::nn {
 
 LatentAttention::LatentAttention(const LatentAttentionOptions& options, const std::string& prefix,
                                  ParamTable& params)
-    : options_(options) {
+    : options_(options), num_heads_(options.num_heads / place_of(options.axis).size) {
+  MOEBIUS_CHECK_EQ(num_heads_ * place_of(options.axis).size, options.num_heads);
   const int64_t query_width = options.num_heads * (options.nope_dim + options.rope_dim);
   const auto product = [&](const char* name, int64_t rows, int64_t columns, AxisMap sharding, double std) {
     return &params.declare(
@@ -56,21 +59,22 @@ LatentAttention::Queries LatentAttention::queries(const at::Tensor& x_TD, const 
   if (q_ != nullptr) {
     q_TC = ops::linear(x_TD, q_->value);
   } else {
-    const at::Tensor latent = ops::linear(x_TD, q_down_->value, value_of(q_down_bias_));
-    q_TC = ops::linear(ops::rms_norm(latent, q_down_norm_->value, options_.norm_eps), q_up_->value);
+    const at::Tensor down = ops::linear(alike(options_.axis, x_TD), q_down_->value, value_of(q_down_bias_));
+    const at::Tensor latent = ops::rms_norm(down, q_down_norm_->value, options_.norm_eps);
+    q_TC = ops::linear(shared(options_.axis, latent), q_up_->value);
   }
-  const at::Tensor q_THd = q_TC.unflatten(1, {options_.num_heads, options_.nope_dim + options_.rope_dim});
+  const at::Tensor q_THd = q_TC.unflatten(1, {num_heads_, options_.nope_dim + options_.rope_dim});
   return {q_THd.narrow(2, 0, options_.nope_dim),
           ops::rotate(q_THd.narrow(2, options_.nope_dim, options_.rope_dim), positions_T, cos_sin_PD)};
 }
 
 LatentAttention::Latents LatentAttention::latents(const at::Tensor& x_TD, const at::Tensor& positions_T,
                                                   const at::Tensor& cos_sin_PD) const {
-  const at::Tensor kv = ops::linear(x_TD, kv_down_->value, value_of(kv_down_bias_));
+  const at::Tensor kv = ops::linear(alike(options_.axis, x_TD), kv_down_->value, value_of(kv_down_bias_));
   const at::Tensor latent = kv.narrow(1, 0, options_.kv_rank).contiguous();
   const at::Tensor rope_key = kv.narrow(1, options_.kv_rank, options_.rope_dim).unsqueeze(1);
-  return {ops::rms_norm(latent, kv_norm_->value, options_.norm_eps),
-          ops::rotate(rope_key, positions_T, cos_sin_PD)};
+  return {shared(options_.axis, ops::rms_norm(latent, kv_norm_->value, options_.norm_eps)),
+          shared(options_.axis, ops::rotate(rope_key, positions_T, cos_sin_PD))};
 }
 
 double LatentAttention::scale() const {
@@ -79,12 +83,13 @@ double LatentAttention::scale() const {
 }
 
 at::Tensor LatentAttention::output(const at::Tensor& y_TC) const {
-  return ops::linear(y_TC, out_->value, value_of(out_bias_));
+  const at::Tensor y_TD = leave(options_.axis, ops::linear(y_TC, out_->value));
+  return out_bias_ == nullptr ? y_TD : y_TD + outside(options_.axis, out_bias_->value);
 }
 
 at::Tensor LatentAttention::expanded(const at::Tensor& x_TD, const at::Tensor& positions_T,
                                      const at::Tensor& cos_sin_PD) const {
-  const int64_t heads = options_.num_heads, n = options_.nope_dim, e = options_.value_dim;
+  const int64_t heads = num_heads_, n = options_.nope_dim, e = options_.value_dim;
   const Queries q = queries(x_TD, positions_T, cos_sin_PD);
   const Latents kv = latents(x_TD, positions_T, cos_sin_PD);
   const at::Tensor expanded_THc = ops::linear(kv.latent_TR, kv_up_->value).unflatten(1, {heads, n + e});
@@ -97,19 +102,21 @@ at::Tensor LatentAttention::expanded(const at::Tensor& x_TD, const at::Tensor& p
 at::Tensor LatentAttention::forward(const at::Tensor& x_TD, const at::Tensor& positions_T,
                                     const at::Tensor& cos_sin_PD, const ops::Segments& documents,
                                     Discards* /*discards*/) const {
-  ops::AttentionShape shape{options_.num_heads, options_.num_heads, options_.nope_dim + options_.rope_dim,
+  ops::AttentionShape shape{num_heads_, num_heads_, options_.nope_dim + options_.rope_dim,
                             options_.value_dim};
   shape.scale = scale();
-  return output(ops::attention(expanded(x_TD, positions_T, cos_sin_PD), documents, shape));
+  const at::Tensor in_TD = enter(options_.axis, x_TD, positions_T.size(0));
+  return output(ops::attention(expanded(in_TD, positions_T, cos_sin_PD), documents, shape));
 }
 
 at::Tensor LatentAttention::forward_cached(const at::Tensor& x_TD, const at::Tensor& positions_T,
                                            const at::Tensor& cos_sin_PD, int64_t layer,
                                            KvCache& cache) const {
-  const int64_t heads = options_.num_heads, n = options_.nope_dim, r = options_.rope_dim,
-                e = options_.value_dim, rank = options_.kv_rank;
-  const Queries q = queries(x_TD, positions_T, cos_sin_PD);
-  const Latents kv = latents(x_TD, positions_T, cos_sin_PD);
+  const int64_t heads = num_heads_, n = options_.nope_dim, r = options_.rope_dim, e = options_.value_dim,
+                rank = options_.kv_rank;
+  const at::Tensor in_TD = enter(options_.axis, x_TD, positions_T.size(0));
+  const Queries q = queries(in_TD, positions_T, cos_sin_PD);
+  const Latents kv = latents(in_TD, positions_T, cos_sin_PD);
   const at::Tensor keys_NW = cache.append_latents(layer, at::cat({kv.latent_TR, kv.rope_T1r.squeeze(1)}, 1));
   const at::Tensor up_HcR = kv_up_->value.unflatten(0, {heads, n + e});
   const at::Tensor absorbed_HTR = at::bmm(q.nope_THn.transpose(0, 1), up_HcR.narrow(1, 0, n));

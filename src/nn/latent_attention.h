@@ -12,6 +12,7 @@
 #include <string>
 
 #include "nn/self_attention.h"
+#include "nn/tensor_axis.h"
 
 namespace moebius::nn {
 
@@ -24,7 +25,8 @@ struct LatentAttentionOptions {
   bool bias = false;          // of the projections to the latents
   bool output_bias = false;
   double init_std = 0.02;
-  double out_std = 0.02;  // of the output projection
+  double out_std = 0.02;             // of the output projection
+  const TensorAxis* axis = nullptr;  // that splits the heads; outlives the layer
 };
 
 class LatentAttention final : public SelfAttention {
@@ -52,6 +54,7 @@ class LatentAttention final : public SelfAttention {
   double scale() const;  // of the scores, 0 for the usual one
 
   LatentAttentionOptions options_;
+  int64_t num_heads_;   // of this process
   Param* q_ = nullptr;  // (H (nope + rope), D), without compression
   Param* q_down_ = nullptr;
   Param* q_down_bias_ = nullptr;

@@ -23,8 +23,10 @@ at::Tensor behind(const at::Tensor& values_T) {
 
 }  // namespace
 
-MultiToken::MultiToken(int64_t dim, double norm_eps, double init_std, ParamTable& params)
+MultiToken::MultiToken(int64_t dim, double norm_eps, double init_std, ParamTable& params,
+                       const TensorAxis* axis)
     : eps_(norm_eps),
+      axis_(axis),
       hidden_norm_(norm_param(params, "mtp.hidden_norm", dim)),
       embedding_norm_(norm_param(params, "mtp.embedding_norm", dim)),
       projection_(
@@ -32,10 +34,12 @@ MultiToken::MultiToken(int64_t dim, double norm_eps, double init_std, ParamTable
       final_norm_(norm_param(params, "mtp.final_norm", dim)) {}
 
 at::Tensor MultiToken::combine(const at::Tensor& hidden_TD, const at::Tensor& next_embedding_TD) const {
-  const at::Tensor both = at::cat({ops::rms_norm(hidden_TD, hidden_norm_.value, eps_),
-                                   ops::rms_norm(next_embedding_TD, embedding_norm_.value, eps_)},
-                                  1);
-  return ops::linear(both, projection_.value);
+  const at::Tensor hidden_norm = outside(axis_, hidden_norm_.value),
+                   embedding_norm = outside(axis_, embedding_norm_.value);
+  const at::Tensor both = at::cat(
+      {ops::rms_norm(hidden_TD, hidden_norm, eps_), ops::rms_norm(next_embedding_TD, embedding_norm, eps_)},
+      1);
+  return ops::linear(both, outside(axis_, projection_.value));
 }
 
 MultiToken::Shifted MultiToken::shift(const at::Tensor& tokens_T, const at::Tensor& targets_T,

@@ -10,14 +10,17 @@
 #include <ATen/core/Tensor.h>
 
 #include "nn/param.h"
+#include "nn/tensor_axis.h"
 
 namespace moebius::nn {
 
 class MultiToken {
  public:
-  MultiToken(int64_t dim, double norm_eps, double init_std, ParamTable& params);
+  // `axis` outlives the object.
+  MultiToken(int64_t dim, double norm_eps, double init_std, ParamTable& params,
+             const TensorAxis* axis = nullptr);
 
-  // What the block reads, (T, D).
+  // What the block reads, (T, D); outside the axis's regions.
   at::Tensor combine(const at::Tensor& hidden_TD, const at::Tensor& next_embedding_TD) const;
   const Param& final_norm() const { return final_norm_; }
 
@@ -31,6 +34,7 @@ class MultiToken {
 
  private:
   double eps_;
+  const TensorAxis* axis_;
   Param& hidden_norm_;
   Param& embedding_norm_;
   Param& projection_;  // (D, 2D): of the states, then of the embedding

@@ -25,6 +25,61 @@ void fill_normal(const at::Tensor& cpu_f32, uint64_t seed, const std::string& na
   });
 }
 
+// The same values of a slice: run by run, each at its place in the whole.
+void fill_normal_slice(const at::Tensor& cpu_f32, uint64_t seed, const Param& param) {
+  const Philox random(seed, "init/" + param.spec.name);
+  float* data = cpu_f32.mutable_data_ptr<float>();
+  const auto scale = static_cast<float>(param.spec.init.std);
+  const std::vector<SliceRun> runs = slice_runs(param.slice, param.spec.dims, 1 << 14);
+  const auto count = static_cast<int64_t>(runs.size());
+  const int64_t mean = count > 0 ? std::max<int64_t>(1, cpu_f32.numel() / count) : 1;
+  parallel_for(0, count, std::max<int64_t>(1, (1 << 14) / mean), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const SliceRun& run = runs[static_cast<size_t>(i)];
+      const std::span<float> out(data + run.local, static_cast<size_t>(run.count));
+      random.fill_normal(out, static_cast<uint64_t>(run.whole));
+      for (float& value : out) value *= scale;
+    }
+  });
+}
+
+ParamSlice slice_of(const ParamSpec& spec, const Shards& shards) {
+  const bool by_ep = spec.sharding.ep >= 0 && shards.ep.size > 1,
+             by_tp = spec.sharding.tp >= 0 && shards.tp.size > 1;
+  ParamSlice slice;
+  if (!by_ep && !by_tp) return slice;
+  MOEBIUS_CHECK(!by_ep || !by_tp || spec.sharding.ep != spec.sharding.tp, "both axes split one dim of ",
+                spec.name);
+  for (const int64_t dim : spec.dims) slice.dims.push_back({{0, dim}});
+  const auto dim_of = [&](int dim) {
+    MOEBIUS_CHECK_LT(static_cast<size_t>(dim), spec.dims.size(), "of ", spec.name);
+    return static_cast<size_t>(dim);
+  };
+  if (by_ep)
+    slice.dims[dim_of(spec.sharding.ep)] = {share_of(spec.dims[dim_of(spec.sharding.ep)], shards.ep)};
+  if (by_tp) {
+    const size_t dim = dim_of(spec.sharding.tp);
+    const std::vector<int64_t> parts = spec.tp_parts.empty() ? std::vector{spec.dims[dim]} : spec.tp_parts;
+    std::vector<Range>& ranges = slice.dims[dim];
+    ranges.clear();
+    int64_t begin = 0;
+    for (const int64_t part : parts) {
+      Range range = share_of(part, shards.tp);
+      range.begin += begin;
+      ranges.push_back(range);
+      begin += part;
+    }
+    MOEBIUS_CHECK_EQ(begin, spec.dims[dim], "parts of ", spec.name);
+  }
+  return slice;
+}
+
+int64_t product_of(const std::vector<int64_t>& dims) {
+  int64_t count = 1;
+  for (const int64_t dim : dims) count *= dim;
+  return count;
+}
+
 }  // namespace
 
 const char* name_of(ParamClass klass) {
@@ -44,20 +99,32 @@ const char* name_of(ParamClass klass) {
 }
 
 int64_t ParamSpec::num_elements() const {
-  int64_t count = 1;
-  for (const int64_t dim : dims) count *= dim;
-  return count;
+  return product_of(dims);
+}
+
+int64_t Param::num_local_elements() const {
+  return product_of(local_dims());
 }
 
 Param& ParamTable::declare(ParamSpec spec) {
   MOEBIUS_CHECK(find(spec.name) == nullptr, "parameter ", spec.name, " is declared twice");
-  return params_.emplace_back(Param{std::move(spec), {}});
+  Param& param = params_.emplace_back(Param{std::move(spec), {}});
+  param.slice = slice_of(param.spec, shards_);
+  return param;
+}
+
+void ParamTable::split(const Shards& shards) {
+  shards_ = shards;
+  for (Param& param : params_) {
+    MOEBIUS_CHECK(!param.value.defined(), param.spec.name, " has its memory already");
+    param.slice = slice_of(param.spec, shards);
+  }
 }
 
 void ParamTable::allocate(at::ScalarType dtype, at::Device device) {
   for (Param& param : params_) {
     const at::ScalarType own = param.spec.is_fp32 ? at::kFloat : dtype;
-    param.value = at::empty(param.spec.dims, at::TensorOptions().dtype(own).device(device));
+    param.value = at::empty(param.local_dims(), at::TensorOptions().dtype(own).device(device));
     if (!param.spec.is_buffer) param.value.set_requires_grad(true);
   }
 }
@@ -76,8 +143,12 @@ void ParamTable::initialise(uint64_t seed) {
       case Init::Kind::normal: {
         at::Tensor values = param.value;
         const bool in_place = values.is_cpu() && values.scalar_type() == at::kFloat;
-        if (!in_place) values = at::empty(param.spec.dims, at::TensorOptions().dtype(at::kFloat));
-        fill_normal(values, seed, param.spec.name, init.std);
+        if (!in_place) values = at::empty(param.local_dims(), at::TensorOptions().dtype(at::kFloat));
+        if (param.slice.is_whole()) {
+          fill_normal(values, seed, param.spec.name, init.std);
+        } else {
+          fill_normal_slice(values, seed, param);
+        }
         if (!in_place) param.value.copy_(values);
         break;
       }
@@ -102,6 +173,13 @@ int64_t ParamTable::num_elements(ParamClass klass) const {
   int64_t count = 0;
   for (const Param& param : params_)
     if (!param.spec.is_buffer && param.spec.klass == klass) count += param.spec.num_elements();
+  return count;
+}
+
+int64_t ParamTable::num_local_elements() const {
+  int64_t count = 0;
+  for (const Param& param : params_)
+    if (!param.spec.is_buffer) count += param.num_local_elements();
   return count;
 }
 

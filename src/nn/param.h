@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "nn/param_slice.h"
+
 namespace moebius::nn {
 
 enum class ParamClass : uint8_t { expert, dense, embedding, router, norm };
@@ -37,6 +39,9 @@ struct ParamSpec {
   std::vector<int64_t> dims;  // logical sizes; never sharded sizes
   ParamClass klass = ParamClass::dense;
   AxisMap sharding = {};
+  // Where the dim that tp splits is made of several things of one kind (query, key and value rows): their
+  // sizes, which add up to the dim; each is split by itself. Empty: one thing.
+  std::vector<int64_t> tp_parts = {};
   Init init = {};
   bool decays = true;      // weight decay applies
   bool is_fp32 = false;    // stays fp32 whatever the model's precision (router)
@@ -48,6 +53,11 @@ struct ParamSpec {
 struct Param {
   ParamSpec spec;
   at::Tensor value;  // undefined until ParamTable::allocate; a leaf that requires grad unless it is a buffer
+  // What `value` holds of the declared dims: the whole, unless ParamTable::split said otherwise.
+  ParamSlice slice = {};
+
+  std::vector<int64_t> local_dims() const { return slice.local_dims(spec.dims); }
+  int64_t num_local_elements() const;
 };
 
 // The value of a parameter that a layer may lack; undefined then.
@@ -65,23 +75,31 @@ class ParamTable {
   // Names must be unique (CHECK).
   Param& declare(ParamSpec spec);
 
+  // This process holds only its slices of the parameters whose declaration names a dim for an axis; before
+  // allocate(). Declarations and num_elements() keep the logical sizes.
+  void split(const Shards& shards);
+  const Shards& shards() const { return shards_; }
+
   // Gives every parameter its memory: `dtype` (fp32 or bf16), or fp32 where the declaration says so. Values
   // are undefined until initialise() or a checkpoint fills them.
   void allocate(at::ScalarType dtype, at::Device device);
 
   // Fills the parameters as declared. Each value is a pure function of (seed, name, index): it depends
-  // neither on the device nor on the number of threads nor on the other parameters.
+  // neither on the device nor on the number of threads nor on the other parameters; a slice has what the
+  // whole has there.
   void initialise(uint64_t seed);
 
   std::deque<Param>& params() { return params_; }
   const std::deque<Param>& params() const { return params_; }
   Param* find(const std::string& name);
 
-  // Elements with a gradient; those of one class.
+  // Elements with a gradient; those of one class; those that this process holds.
   int64_t num_elements() const;
   int64_t num_elements(ParamClass klass) const;
+  int64_t num_local_elements() const;
 
  private:
+  Shards shards_;
   std::deque<Param> params_;
 };
 

@@ -50,15 +50,24 @@ LatentAttentionOptions latent_options(const config::ModelConfig& config) {
 }  // namespace
 
 std::unique_ptr<SelfAttention> make_attention(const config::ModelConfig& config, int64_t layer,
-                                              const std::string& prefix, ParamTable& params) {
-  if (config.is_latent()) return std::make_unique<LatentAttention>(latent_options(config), prefix, params);
-  return std::make_unique<Attention>(attention_options(config, layer), prefix, params);
+                                              const std::string& prefix, ParamTable& params,
+                                              const TensorAxis* axis) {
+  if (config.is_latent()) {
+    LatentAttentionOptions options = latent_options(config);
+    options.axis = axis;
+    return std::make_unique<LatentAttention>(options, prefix, params);
+  }
+  AttentionOptions options = attention_options(config, layer);
+  options.axis = axis;
+  return std::make_unique<Attention>(options, prefix, params);
 }
 
-KvCache make_kv_cache(const config::ModelConfig& config, int64_t capacity, const at::TensorOptions& options) {
+KvCache make_kv_cache(const config::ModelConfig& config, int64_t capacity, const at::TensorOptions& options,
+                      const TensorAxis* axis) {
   if (config.is_latent())
     return KvCache::of_latents(config.layers, capacity, config.mla.kv_rank + config.mla.rope_dim, options);
-  return KvCache::of_heads(config.layers, capacity, config.kv_heads, config.query_dim(), options);
+  return KvCache::of_heads(config.layers, capacity, config.kv_heads / place_of(axis).size, config.query_dim(),
+                           options);
 }
 
 ops::RopeScaling rope_scaling(const config::RopeConfig& config) {

@@ -11,6 +11,7 @@
 #include "nn/kv_cache.h"
 #include "nn/param.h"
 #include "nn/recompute.h"
+#include "nn/tensor_axis.h"
 #include "ops/attention.h"
 #include "ops/rope_scaling.h"
 
@@ -20,8 +21,8 @@ class SelfAttention {
  public:
   virtual ~SelfAttention() = default;
 
-  // x_TD: tokens of whole documents. cos_sin_PD: ops::rope_table of the rotated channels. `discards`, where
-  // given, gets what can be made again cheaply.
+  // x_TD: tokens of whole documents, as the model's tensor axis leaves them. cos_sin_PD: ops::rope_table of
+  // the rotated channels. `discards`, where given, gets what can be made again cheaply.
   virtual at::Tensor forward(const at::Tensor& x_TD, const at::Tensor& positions_T,
                              const at::Tensor& cos_sin_PD, const ops::Segments& documents,
                              Discards* discards) const = 0;
@@ -34,10 +35,12 @@ class SelfAttention {
 
 // The attention of a layer as the config says; declares its parameters.
 std::unique_ptr<SelfAttention> make_attention(const config::ModelConfig& config, int64_t layer,
-                                              const std::string& prefix, ParamTable& params);
+                                              const std::string& prefix, ParamTable& params,
+                                              const TensorAxis* axis = nullptr);
 
-// A cache for `capacity` tokens of the config's form: keys and values, or latents.
-KvCache make_kv_cache(const config::ModelConfig& config, int64_t capacity, const at::TensorOptions& options);
+// A cache for `capacity` tokens of the config's form: keys and values of this process's heads, or latents.
+KvCache make_kv_cache(const config::ModelConfig& config, int64_t capacity, const at::TensorOptions& options,
+                      const TensorAxis* axis = nullptr);
 
 ops::RopeScaling rope_scaling(const config::RopeConfig& config);
 

@@ -46,11 +46,37 @@ struct LossAndGrads {
   at::Tensor grad_h, grad_weight;  // of the inputs' dtype; undefined when not wanted
 };
 
+// The cross-entropy of rows of which this process has some columns, by libtorch's operators; logits become
+// their gradients where wanted. From each rank comes the logsumexp of its columns and the target's logit, or
+// zero.
+void split_cross_entropy(const at::Tensor& logits_CV, const at::Tensor& targets_C,
+                         const VocabularySplit& split, double scale, const at::Tensor& token_loss_C,
+                         bool want_grads) {
+  const at::Tensor logits = logits_CV.to(at::kFloat);  // itself when it is
+  const at::Tensor column_C = targets_C - split.begin;
+  const at::Tensor here_C = column_C.ge(0).logical_and(column_C.lt(logits.size(1)));
+  const at::Tensor index_C1 = at::where(here_C, column_C, 0).unsqueeze(1);
+  const at::Tensor target_C = at::where(here_C, logits.gather(1, index_C1).squeeze(1), 0.0);
+  const at::Tensor all_R2C = split.gather(at::stack({at::logsumexp(logits, {1}), target_C}));
+  const at::Tensor log_sum_C = at::logsumexp(all_R2C.select(1, 0), {0});
+  const at::Tensor log_p_C = all_R2C.select(1, 1).sum(0) - log_sum_C;
+  const at::Tensor ignored_C = targets_C.eq(kernels::kIgnoredTarget);
+  token_loss_C.copy_(log_p_C.neg().masked_fill_(ignored_C, 0));
+  if (!want_grads) return;
+  at::Tensor grad_CV = logits.sub_(log_sum_C.unsqueeze(1)).exp_().mul_(scale);
+  // p - 1 without cancellation where p is near 1.
+  const at::Tensor at_target_C = at::expm1(log_p_C).mul_(scale);
+  grad_CV.scatter_(1, index_C1,
+                   at::where(here_C, at_target_C, grad_CV.gather(1, index_C1).squeeze(1)).unsqueeze(1));
+  grad_CV.masked_fill_(ignored_C.unsqueeze(1), 0);
+  if (!logits_CV.is_same(logits)) logits_CV.copy_(grad_CV);
+}
+
 // The weight's gradient is summed over chunks in fp32 on the CPU; on CUDA in the weight's dtype, where the
 // 256 MiB chunks are so few that their roundings stay below that of the result and a second V x D buffer is
 // not needed.
 LossAndGrads compute(const at::Tensor& h, const at::Tensor& weight, const at::Tensor& targets, double scale,
-                     bool want_h, bool want_weight) {
+                     const VocabularySplit* split, bool want_h, bool want_weight) {
   const int64_t num_tokens = h.size(0), width = h.size(1), vocab = weight.size(0);
   const bool cpu = h.is_cpu();
   const auto f32 = h.options().dtype(at::kFloat);
@@ -65,7 +91,9 @@ LossAndGrads compute(const at::Tensor& h, const at::Tensor& weight, const at::Te
   at::Tensor grad_weight;
   if (want_weight) grad_weight = at::empty(weight.sizes(), cpu ? f32 : weight.options());
   const at::Tensor scale_tensor = at::full({}, scale, f32);
-  const int64_t rows = loss_chunk_rows(num_tokens, vocab, h.element_size(), cpu);
+  // The same chunks on all ranks, whose vocabularies may differ by a row.
+  const int64_t most = split == nullptr ? vocab : (split->vocab + split->num_ranks - 1) / split->num_ranks;
+  const int64_t rows = loss_chunk_rows(num_tokens, most, h.element_size(), cpu);
   const at::Tensor buffer = at::empty({rows, vocab}, h.options());
   for (int64_t begin = 0; begin < num_tokens; begin += rows) {
     const int64_t count = std::min(rows, num_tokens - begin);
@@ -76,16 +104,21 @@ LossAndGrads compute(const at::Tensor& h, const at::Tensor& weight, const at::Te
     } else {
       at::mm_out(logits_CV, h_CD, weight.t());
     }
-    kernels::CrossEntropyArgs args{};
-    args.logits = logits_CV.const_data_ptr();
-    args.targets = targets.const_data_ptr<int64_t>() + begin;
-    args.loss = out.token_loss.mutable_data_ptr<float>() + begin;
-    args.grad_logits = want_h || want_weight ? logits_CV.mutable_data_ptr() : nullptr;
-    args.scale = scale_tensor.const_data_ptr<float>();
-    args.num_rows = count;
-    args.vocab = vocab;
-    args.dtype = kernel_dtype(h);
-    kernel_table(h.device()).cross_entropy(args, current_stream(h.device()));
+    if (split != nullptr) {
+      split_cross_entropy(logits_CV, targets.narrow(0, begin, count), *split, scale,
+                          out.token_loss.narrow(0, begin, count), want_h || want_weight);
+    } else {
+      kernels::CrossEntropyArgs args{};
+      args.logits = logits_CV.const_data_ptr();
+      args.targets = targets.const_data_ptr<int64_t>() + begin;
+      args.loss = out.token_loss.mutable_data_ptr<float>() + begin;
+      args.grad_logits = want_h || want_weight ? logits_CV.mutable_data_ptr() : nullptr;
+      args.scale = scale_tensor.const_data_ptr<float>();
+      args.num_rows = count;
+      args.vocab = vocab;
+      args.dtype = kernel_dtype(h);
+      kernel_table(h.device()).cross_entropy(args, current_stream(h.device()));
+    }
     if (want_h) {
       at::Tensor grad_CD = out.grad_h.narrow(0, begin, count);
       if (cpu) {
@@ -121,8 +154,9 @@ at::Tensor times(at::Tensor grad, const at::Tensor& upstream) {
 class LinearCrossEntropy : public Function<LinearCrossEntropy> {
  public:
   static variable_list forward(AutogradContext* ctx, const at::Tensor& h, const at::Tensor& weight,
-                               const at::Tensor& targets, double scale) {
-    LossAndGrads result = compute(h, weight, targets, scale, h.requires_grad(), weight.requires_grad());
+                               const at::Tensor& targets, double scale, const VocabularySplit* split) {
+    LossAndGrads result =
+        compute(h, weight, targets, scale, split, h.requires_grad(), weight.requires_grad());
     ctx->saved_data["grad_h"] = result.grad_h;
     ctx->saved_data["grad_weight"] = result.grad_weight;
     ctx->mark_non_differentiable({result.token_loss});
@@ -131,12 +165,12 @@ class LinearCrossEntropy : public Function<LinearCrossEntropy> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    if (!grads[0].defined()) return variable_list(4);
+    if (!grads[0].defined()) return variable_list(5);
     MOEBIUS_CHECK(!ctx->saved_data.empty(), "backward through linear_cross_entropy a second time");
     at::Tensor grad_h = times(ctx->saved_data["grad_h"].toTensor(), grads[0]);
     at::Tensor grad_weight = times(ctx->saved_data["grad_weight"].toTensor(), grads[0]);
     ctx->saved_data.clear();
-    return {grad_h, grad_weight, {}, {}};
+    return {grad_h, grad_weight, {}, {}, {}};
   }
 };
 
@@ -153,7 +187,8 @@ int64_t loss_chunk_rows(int64_t num_tokens, int64_t vocab, int64_t element_bytes
 }
 
 at::Tensor linear_cross_entropy(const at::Tensor& h_TD, const at::Tensor& weight_VD,
-                                const at::Tensor& targets_T, double scale, at::Tensor* token_loss_T) {
+                                const at::Tensor& targets_T, double scale, at::Tensor* token_loss_T,
+                                const VocabularySplit* split) {
   MOEBIUS_CHECK(
       h_TD.dim() == 2 && weight_VD.dim() == 2 && h_TD.size(1) == weight_VD.size(1) && weight_VD.size(0) >= 1,
       "hidden ", h_TD.sizes(), " with output layer ", weight_VD.sizes());
@@ -165,11 +200,14 @@ at::Tensor linear_cross_entropy(const at::Tensor& h_TD, const at::Tensor& weight
                 "targets are ", targets_T.sizes(), " ", targets_T.scalar_type(), " on ", targets_T.device(),
                 " for hidden ", h_TD.sizes());
   const at::Tensor h = h_TD.contiguous(), weight = weight_VD.contiguous(), targets = targets_T.contiguous();
+  MOEBIUS_CHECK(
+      !h.is_cpu() || split == nullptr || targets.numel() == 0 || targets.max().item<int64_t>() < split->vocab,
+      "a target is outside the vocabulary of ", split->vocab);
   variable_list out;
   if (at::GradMode::is_enabled() && (h.requires_grad() || weight.requires_grad())) {
-    out = LinearCrossEntropy::apply(h, weight, targets, scale);
+    out = LinearCrossEntropy::apply(h, weight, targets, scale, split);
   } else {
-    LossAndGrads result = compute(h, weight, targets, scale, false, false);
+    LossAndGrads result = compute(h, weight, targets, scale, split, false, false);
     out = {result.loss, result.token_loss};
   }
   if (token_loss_T != nullptr) *token_loss_T = out[1];

@@ -169,7 +169,7 @@ Example route_example(const RouteRow& row) {
   // Where choices are between equals the outcome is not differentiable.
   const InputKind kind = row.logits == RouteRow::Logits::ties ? InputKind::constant : InputKind::f32;
   std::vector<Input> inputs;
-  inputs.reserve(3);
+  inputs.reserve(3);  // else g++ 12 sees a move past the end in the joined source
   inputs.push_back({"logits", make_logits(row, bias), kind});
   if (row.bias) inputs.push_back({"bias", bias, InputKind::constant});
   if (!row.segments.empty()) inputs.push_back({"segments", segment_numbers(row.segments), InputKind::index});
