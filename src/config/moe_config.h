@@ -24,7 +24,9 @@ void describe(V& v, BalanceConfig& c) {
   v.field("aux_scope", c.aux_scope, one_of({"micro_batch", "sequence", "model"}), "",
           "Over which tokens the loss counts load: all of a micro-batch in each layer, each sequence by "
           "itself, or all of a micro-batch in all layers together (one loss for the model, as Transformers "
-          "computes it up to its factor top_k).");
+          "computes it up to its factor top_k). With train.micro_batch = 0 a micro-batch is the whole batch, "
+          "over all "
+          "processes.");
   v.field("z_loss", c.z_loss, range(0, 100), "",
           "Coefficient of the mean squared logsumexp of the router logits (ST-MoE); 0 turns it off.");
   v.field(

@@ -8,6 +8,7 @@
 #include "config/energy_config.h"
 #include "config/field.h"
 #include "config/model_config.h"
+#include "config/parallel_config.h"
 
 namespace moebius::config {
 
@@ -218,6 +219,7 @@ struct RunConfig {
   CheckpointConfig checkpoint;
   MemoryConfig memory;
   EnergyConfig energy;
+  ParallelConfig parallel;
 };
 
 template <class V>
@@ -230,6 +232,7 @@ void describe(V& v, RunConfig& c) {
   v.section("checkpoint", c.checkpoint, "What is saved, and when.");
   v.section("memory", c.memory, "What a step may take.");
   v.section("energy", c.energy, "Counting of joules and grams of CO2, and the clock governor.");
+  v.section("parallel", c.parallel, "How a run is spread over several processes.");
 }
 
 }  // namespace moebius::config

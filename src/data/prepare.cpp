@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "base/check.h"
 #include "base/error.h"
 #include "base/hash.h"
 #include "config/batching.h"
@@ -106,8 +107,25 @@ std::vector<ValidationSet::Part> open_for_evaluation(const fs::path& file,
   return {{std::move(corpus), all}};
 }
 
-std::unique_ptr<BatchSource> make_training_batches(const config::DataConfig& config, const Sources& sources,
-                                                   const TrainingShape& shape) {
+namespace {
+
+// Some of the micro-batches of each step, as a step of their own.
+class PartOfBatches : public BatchSource {
+ public:
+  PartOfBatches(std::unique_ptr<BatchSource> whole, int64_t first)
+      : whole_(std::move(whole)), first_(first) {}
+  void fill(int64_t step, int64_t micro, Batch& batch) override {
+    whole_->fill(step, first_ + micro, batch);
+    batch.micro = micro;
+  }
+
+ private:
+  std::unique_ptr<BatchSource> whole_;
+  int64_t first_;
+};
+
+std::unique_ptr<BatchSource> make_whole_batches(const config::DataConfig& config, const Sources& sources,
+                                                const TrainingShape& shape) {
   const auto seed = static_cast<uint64_t>(shape.seed);
   if (config.synthetic) {
     return std::make_unique<SyntheticBatches>(
@@ -130,6 +148,18 @@ std::unique_ptr<BatchSource> make_training_batches(const config::DataConfig& con
   }
   Sampler sampler(sources.train, seed, shape.sequence, shape.batch);
   return std::make_unique<TextBatches>(std::move(sampler), shape.micro_batch, shape.vocab_size);
+}
+
+}  // namespace
+
+std::unique_ptr<BatchSource> make_training_batches(const config::DataConfig& config, const Sources& sources,
+                                                   const TrainingShape& shape) {
+  auto whole = make_whole_batches(config, sources, shape);
+  if (shape.parts == 1) return whole;
+  const int64_t num_micro = shape.batch / shape.micro_batch;
+  MOEBIUS_CHECK(num_micro % shape.parts == 0 && shape.part < shape.parts, num_micro,
+                " micro-batches for part ", shape.part, " of ", shape.parts);
+  return std::make_unique<PartOfBatches>(std::move(whole), num_micro / shape.parts * shape.part);
 }
 
 }  // namespace moebius::data

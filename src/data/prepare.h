@@ -41,11 +41,14 @@ struct TrainingShape {
   int64_t seed, sequence, batch, micro_batch;
   int64_t vocab_size;                    // of the model: no id may reach it
   CostModel cost = cost_of_width(4096);  // for data.batching = "balanced"
+  // The batch is shared among `parts` processes, and this one takes part `part`: batch / micro_batch / parts
+  // micro-batches that follow each other. Which sequences a micro-batch has does not depend on it.
+  int64_t parts = 1, part = 0;
 };
 
 // The batches of a run: text of `sources`, made up as config.batching says, or random tokens when
 // config.synthetic. Whatever the batching, a micro-batch has room for micro_batch * sequence tokens
-// ('balanced': a quarter more) and a step has batch / micro_batch of them.
+// ('balanced': a quarter more) and a step has batch / micro_batch of them, over all parts.
 std::unique_ptr<BatchSource> make_training_batches(const config::DataConfig& config, const Sources& sources,
                                                    const TrainingShape& shape);
 

@@ -80,11 +80,19 @@ at::Tensor MoeFeedForward::shared_summand(const at::Tensor& x_TD,
   return y_TD * nn::shared(axis_, gate_T1);
 }
 
-void MoeFeedForward::add_losses(const ops::Routing& routing, nn::FeedForwardResult& result) const {
+void MoeFeedForward::add_losses(const ops::Routing& routing, const nn::LoadSum* load_sum,
+                                nn::FeedForwardResult& result) const {
   const config::BalanceConfig& balance = config_.balance;
   if (balance.aux_loss > 0 && balance.aux_scope == "model") {
     result.prob_sum_E = routing.prob_sum_SE.sum(0);
     result.counts_E = routing.counts_E;
+  } else if (balance.aux_loss > 0 && load_sum != nullptr && balance.aux_scope == "micro_batch") {
+    // E * sum_e f_e P_e with f_e of all ranks and P_e of this one: the mean over the ranks is the loss of all
+    // their tokens.
+    const double slots = static_cast<double>(routing.experts_TK.numel());
+    const double factor = balance.aux_loss * static_cast<double>(config_.experts * config_.top_k) /
+                          (slots * slots * load_sum->num_ranks());
+    result.balance_loss = (load_sum->sum(routing.counts_E) * routing.prob_sum_SE.sum(0)).sum() * factor;
   } else if (balance.aux_loss > 0) {
     result.balance_loss = routing.aux_loss * balance.aux_loss;
   }
@@ -115,7 +123,7 @@ nn::FeedForwardResult MoeFeedForward::forward(const at::Tensor& x_TD,
   result.y_TD = dispatcher_->apply(in_TD, routing, experts(), context.discards != nullptr);
   if (shared_) result.y_TD = result.y_TD + shared_summand(in_TD, context);
   result.y_TD = nn::leave(axis_, result.y_TD);
-  if (context.with_losses) add_losses(routing, result);
+  if (context.with_losses) add_losses(routing, context.load_sum, result);
   return result;
 }
 

@@ -25,7 +25,8 @@ class MoeFeedForward final : public nn::FeedForward {
   // Both within a region of the axis.
   ops::Routing route(const at::Tensor& x_TD, const nn::FeedForwardContext& context) const;
   at::Tensor shared_summand(const at::Tensor& x_TD, const nn::FeedForwardContext& context) const;
-  void add_losses(const ops::Routing& routing, nn::FeedForwardResult& result) const;
+  void add_losses(const ops::Routing& routing, const nn::LoadSum* load_sum,
+                  nn::FeedForwardResult& result) const;
 
   config::MoeConfig config_;
   int64_t layer_;

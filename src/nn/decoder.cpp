@@ -104,6 +104,7 @@ FeedForwardContext Decoder::context_of(const TokenBatch& batch, const ForwardOpt
   context.with_losses = options.with_losses;
   context.may_drop = options.may_drop;
   context.observer = options.observer;
+  context.load_sum = options.load_sum;
   return context;
 }
 
@@ -168,6 +169,7 @@ Decoder::Stream Decoder::run_block(int64_t layer, const Stream& in, const TokenB
   if (out[3].defined()) {
     add_loss(load.prob_sum_E, out[3]);
     add_loss(load.counts_E, out[4].detach());
+    load.load_sum = options.load_sum;
     load.num_tokens += batch.tokens_T.size(0);
   }
   return {out[0], out[1]};
@@ -180,7 +182,10 @@ at::Tensor Decoder::model_balance_loss(const ModelLoad& load) const {
   const double tokens = static_cast<double>(std::max<int64_t>(load.num_tokens, 1));
   const double slots = tokens * static_cast<double>(moe.top_k);
   const double factor = moe.balance.aux_loss * static_cast<double>(moe.experts) / (tokens * slots);
-  return (load.counts_E * load.prob_sum_E).sum() * factor;
+  if (load.load_sum == nullptr) return (load.counts_E * load.prob_sum_E).sum() * factor;
+  // The mean over the ranks of what each returns is the loss of all their tokens.
+  const at::Tensor counts_E = load.load_sum->sum(load.counts_E);
+  return (counts_E * load.prob_sum_E).sum() * (factor / load.load_sum->num_ranks());
 }
 
 void Decoder::predict_further(const at::Tensor& hidden_TD, const TokenBatch& batch,

@@ -44,6 +44,7 @@ struct ForwardOptions {
   bool with_mtp = false;         // the block of multi-token prediction runs, where the config has it
   bool may_drop = true;          // capacity limits apply
   RoutingObserver* observer = nullptr;
+  const LoadSum* load_sum = nullptr;  // see FeedForwardContext
   // Called with every named intermediate result, in order of computation (to find the first non-finite one).
   std::function<void(const std::string& name, const at::Tensor& value)> probe;
 };
@@ -100,6 +101,7 @@ class Decoder {
   struct ModelLoad {
     at::Tensor prob_sum_E, counts_E;
     int64_t num_tokens = 0;
+    const LoadSum* load_sum = nullptr;
   };
 
   const Param& output_layer() const { return output_ ? *output_ : *embedding_; }

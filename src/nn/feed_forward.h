@@ -25,6 +25,16 @@ class RoutingObserver {
                        const at::Tensor& /*weights_TK*/) {}
 };
 
+// Where several processes share one micro-batch: sums over them, so that the balance loss is that of all its
+// tokens. Implemented in parallel/load_sum.h.
+class LoadSum {
+ public:
+  virtual ~LoadSum() = default;
+  virtual int num_ranks() const = 0;
+  // counts_E of this rank, summed; a new tensor without gradient.
+  virtual at::Tensor sum(const at::Tensor& counts_E) const = 0;
+};
+
 struct FeedForwardContext {
   int64_t num_tokens = 0;    // of all that the layer sees; only needed with a tensor axis
   at::Tensor sequence_of_T;  // int32 ascending sequence number of each token; undefined for one sequence
@@ -35,6 +45,7 @@ struct FeedForwardContext {
   bool with_losses = false;  // balance losses are wanted
   bool may_drop = true;      // a capacity limit applies (not in generation)
   RoutingObserver* observer = nullptr;
+  const LoadSum* load_sum = nullptr;  // null: the micro-batch is this process's alone
 };
 
 struct FeedForwardResult {

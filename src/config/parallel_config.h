@@ -1,0 +1,56 @@
+// How a run is spread over several processes (docs/distributed.md). One process is one device.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "config/field.h"
+
+namespace moebius::config {
+
+struct ParallelConfig {
+  int64_t dp = 0;
+  int64_t fsdp = 0;
+  int64_t tp = 1;
+  std::string tp_mode = "1d";
+  int64_t ep = 1;
+  int64_t expert_tp = 0;
+  int64_t pp = 1;
+  int64_t cp = 1;
+  int64_t zero_stage = 0;
+  std::string backend = "auto";
+  double timeout_s = 300;
+};
+
+template <class V>
+void describe(V& v, ParallelConfig& c) {
+  v.field("dp", c.dp, range(0, 1 << 20), "ranks",
+          "Copies of the model that see different sequences; 0: what the number of processes leaves.");
+  v.field(
+      "fsdp", c.fsdp, range(0, 1 << 20), "ranks",
+      "Ranks that see different sequences and share one copy of what parallel.zero_stage splits; 0: what the "
+      "number of processes leaves when zero_stage is above 0, else 1.");
+  v.field("tp", c.tp, range(1, 1 << 20), "ranks",
+          "Ranks that split each attention and dense product among them (tensor parallel).");
+  v.field("tp_mode", c.tp_mode, one_of({"1d", "2d"}), "",
+          "1d: columns, then rows; 2d: blocks on a square grid of ranks, less traffic from 16 ranks on.");
+  v.field("ep", c.ep, range(1, 1 << 20), "ranks",
+          "Ranks that the experts are dealt out to (expert parallel).");
+  v.field(
+      "expert_tp", c.expert_tp, range(0, 1 << 20), "ranks",
+      "Ranks that split each expert; 0: as parallel.tp. 1 with tp above 1: ep counts over tensor ranks too.");
+  v.field("pp", c.pp, range(1, 1 << 20), "stages",
+          "Groups of consecutive layers, each on its own ranks (pipeline).");
+  v.field("cp", c.cp, range(1, 1 << 20), "ranks",
+          "Ranks that share each sequence among them (context parallel).");
+  v.field(
+      "zero_stage", c.zero_stage, range(0, 3), "",
+      "What the ranks of fsdp split: 0 nothing, 1 the optimizer's state, 2 gradients too, 3 weights too.");
+  v.field(
+      "backend", c.backend, one_of({"auto", "gloo", "nccl"}), "",
+      "What moves data between processes: NCCL between GPUs, Gloo between CPUs; auto: as the run's device.");
+  v.field("timeout_s", c.timeout_s, range(1, 1e6), "s",
+          "How long ranks wait for each other, at the start and in each exchange, before the run ends.");
+}
+
+}  // namespace moebius::config

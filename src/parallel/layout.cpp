@@ -1,0 +1,234 @@
+#include "parallel/layout.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/check.h"
+#include "base/concat.h"
+#include "base/error.h"
+
+namespace moebius::parallel {
+namespace {
+
+// Where the ranks of a group lie in the world: rank = base + i * stride, and how many.
+struct Run {
+  int stride, count;
+};
+
+}  // namespace
+
+const char* name_of(Axis axis) {
+  static constexpr const char* kNames[] = {"world", "pp",   "dp", "fsdp",      "cp",
+                                           "tp",    "data", "ep", "expert_tp", "expert_data"};
+  return kNames[static_cast<size_t>(axis)];
+}
+
+Layout::Layout(const Sizes& sizes) : sizes_(sizes) {
+  for (const int each : {sizes.pp, sizes.dp, sizes.fsdp, sizes.cp, sizes.tp, sizes.ep, sizes.expert_tp})
+    MOEBIUS_CHECK_GE(each, 1);
+  MOEBIUS_CHECK(stage_size() % (sizes.ep * sizes.expert_tp) == 0, "ep ", sizes.ep, " x expert_tp ",
+                sizes.expert_tp, " does not divide a stage of ", stage_size());
+}
+
+namespace {
+
+// Every axis is one run of equal strides, because axes that are joined (data) are neighbours in the order.
+Run run_of(const Layout::Sizes& s, Axis axis) {
+  const int data = s.dp * s.fsdp * s.cp, stage = data * s.tp;
+  switch (axis) {
+    case Axis::world:
+      return {1, stage * s.pp};
+    case Axis::tp:
+      return {1, s.tp};
+    case Axis::cp:
+      return {s.tp, s.cp};
+    case Axis::fsdp:
+      return {s.tp * s.cp, s.fsdp};
+    case Axis::dp:
+      return {s.tp * s.cp * s.fsdp, s.dp};
+    case Axis::data:
+      return {s.tp, data};
+    case Axis::pp:
+      return {stage, s.pp};
+    case Axis::expert_tp:
+      return {1, s.expert_tp};
+    case Axis::ep:
+      return {s.expert_tp, s.ep};
+    case Axis::expert_data:
+      return {s.expert_tp * s.ep, stage / (s.expert_tp * s.ep)};
+  }
+  return {1, 1};
+}
+
+}  // namespace
+
+int Layout::size(Axis axis) const {
+  return run_of(sizes_, axis).count;
+}
+
+int Layout::index(Axis axis, int rank) const {
+  const Run run = run_of(sizes_, axis);
+  return rank / run.stride % run.count;
+}
+
+std::vector<int> Layout::group(Axis axis, int rank) const {
+  MOEBIUS_CHECK(rank >= 0 && rank < world(), "rank ", rank, " of ", world());
+  const Run run = run_of(sizes_, axis);
+  const int first = rank - index(axis, rank) * run.stride;
+  std::vector<int> ranks;
+  for (int i = 0; i < run.count; ++i) ranks.push_back(first + i * run.stride);
+  return ranks;
+}
+
+int Layout::batch_part(int rank) const {
+  return index(Axis::dp, rank) * sizes_.fsdp + index(Axis::fsdp, rank);
+}
+
+namespace {
+
+// "1, 2, 4 or 8": the numbers that divide all of `values`.
+std::string common_divisors(std::initializer_list<int64_t> values) {
+  int64_t common = 0;
+  for (const int64_t each : values) common = std::gcd(common, each);
+  std::vector<int64_t> divisors;
+  for (int64_t i = 1; i <= common; ++i)
+    if (common % i == 0) divisors.push_back(i);
+  std::string text;
+  for (size_t i = 0; i < divisors.size(); ++i)
+    text += concat(i == 0 ? "" : i + 1 == divisors.size() ? " or " : ", ", divisors[i]);
+  return text;
+}
+
+// Axes whose implementation is not there yet.
+void refuse_missing(const config::ParallelConfig& p) {
+  const auto refuse = [](const char* field, const auto& value, const char* what, const auto& way_out) {
+    throw_user_error("parallel.", field, " is ", value, ", but ", what, " is not there yet; set it to ",
+                     way_out);
+  };
+  if (p.tp > 1 && p.tp_mode == "2d")
+    refuse("tp_mode", "'2d'", "tensor parallelism on a grid of ranks", "'1d'");
+  if (p.tp > 1) refuse("tp", p.tp, "tensor parallelism", 1);
+  if (p.ep > 1) refuse("ep", p.ep, "expert parallelism", 1);
+  if (p.pp > 1) refuse("pp", p.pp, "pipeline parallelism", 1);
+  if (p.cp > 1) refuse("cp", p.cp, "context parallelism", 1);
+  if (p.zero_stage > 0) refuse("zero_stage", p.zero_stage, "splitting the optimizer's state", 0);
+}
+
+// What the model's sizes allow.
+void check_model(const config::ParallelConfig& p, const config::ModelConfig& m) {
+  if (m.heads % p.tp != 0 || (!m.is_latent() && m.kv_heads % p.tp != 0))
+    throw_user_error("parallel.tp is ", p.tp, ", which does not divide the ", m.heads,
+                     " heads (model.heads) and ", m.kv_heads, " key and value heads (model.kv_heads); use ",
+                     m.is_latent() ? common_divisors({m.heads}) : common_divisors({m.heads, m.kv_heads}));
+  if (p.tp_mode == "2d") {
+    int64_t side = 1;
+    while (side * side < p.tp) ++side;
+    if (side * side != p.tp)
+      throw_user_error("parallel.tp is ", p.tp,
+                       ", but parallel.tp_mode = '2d' needs a square grid of ranks; use ",
+                       (side - 1) * (side - 1), " or ", side * side);
+  }
+  if (p.ep > 1 && m.moe.experts == 0)
+    throw_user_error("parallel.ep is ", p.ep,
+                     ", but the model has no experts (model.moe.experts is 0); set it to 1");
+  if (p.ep > 1 && m.moe.experts % p.ep != 0)
+    throw_user_error("parallel.ep is ", p.ep, ", which does not divide the ", m.moe.experts,
+                     " experts (model.moe.experts); use ", common_divisors({m.moe.experts}));
+  if (p.pp > m.layers)
+    throw_user_error("parallel.pp is ", p.pp, ", but there are only ", m.layers,
+                     " layers (model.layers), and each stage needs one; use at most ", m.layers);
+}
+
+// Fills in dp and fsdp.
+void share_out(const config::ParallelConfig& p, int64_t rest, int world, Layout::Sizes& sizes) {
+  int64_t dp = p.dp, fsdp = p.fsdp;
+  if (dp == 0 && fsdp == 0) {
+    dp = p.zero_stage == 0 ? rest : 1;
+    fsdp = rest / dp;
+  } else if (dp == 0) {
+    dp = rest / fsdp;
+  } else if (fsdp == 0) {
+    fsdp = p.zero_stage == 0 ? 1 : rest / dp;
+  }
+  if (dp * fsdp != rest)
+    throw_user_error("parallel.dp ", p.dp == 0 ? "is open" : concat("= ", p.dp), " and parallel.fsdp ",
+                     p.fsdp == 0 ? "is open" : concat("= ", p.fsdp), ", which does not make the ", rest,
+                     " ranks that tp x cp x pp = ", p.tp * p.cp * p.pp, " leaves of ", world,
+                     " processes; set dp x fsdp = ", rest, ", leave both at 0, or start ",
+                     std::max<int64_t>(p.dp, 1) * std::max<int64_t>(p.fsdp, 1) * p.tp * p.cp * p.pp,
+                     " processes");
+  sizes.dp = static_cast<int>(dp);
+  sizes.fsdp = static_cast<int>(fsdp);
+}
+
+void check_batch(const Layout& layout, const config::TrainSection& train) {
+  const int64_t parts = layout.batch_parts();
+  if (train.batch % parts != 0)
+    throw_user_error("train.batch is ", train.batch, ", which ", parts,
+                     " data ranks (dp x fsdp) cannot share evenly; use ", train.batch / parts * parts, " or ",
+                     (train.batch / parts + 1) * parts,
+                     ", or as many data ranks as divide it: ", common_divisors({train.batch}));
+  if (train.micro_batch > 0 && (train.batch / parts) % train.micro_batch != 0)
+    throw_user_error("train.micro_batch is ", train.micro_batch, ", which does not divide the ",
+                     train.batch / parts, " sequences of a data rank (train.batch ", train.batch, " over ",
+                     parts, " ranks); use ", common_divisors({train.batch / parts}),
+                     ", or 0 for all at once");
+}
+
+}  // namespace
+
+Layout make_layout(const config::RunConfig& config, int world) {
+  const config::ParallelConfig& p = config.parallel;
+  check_model(p, config.model);
+  const int64_t fixed = p.tp * p.cp * p.pp;
+  if (fixed > world || world % fixed != 0) {
+    const int64_t below = world / fixed * fixed;
+    throw_user_error(world == 1 ? std::string("one process") : concat(world, " processes"),
+                     " cannot be laid out with parallel.tp = ", p.tp, ", parallel.cp = ", p.cp,
+                     ", parallel.pp = ", p.pp, ": these need a multiple of ", fixed, "; start ",
+                     below > 0 ? concat(below, " or ", below + fixed) : concat(fixed),
+                     " processes (--nproc), or set ", "tp x cp x pp to ", common_divisors({world}));
+  }
+  Layout::Sizes sizes;
+  sizes.tp = static_cast<int>(p.tp);
+  sizes.cp = static_cast<int>(p.cp);
+  sizes.pp = static_cast<int>(p.pp);
+  sizes.ep = static_cast<int>(p.ep);
+  sizes.expert_tp = static_cast<int>(p.expert_tp == 0 ? p.tp : p.expert_tp);
+  share_out(p, world / fixed, world, sizes);
+  if (sizes.expert_tp != 1 && sizes.expert_tp != sizes.tp)
+    throw_user_error("parallel.expert_tp is ", p.expert_tp,
+                     "; experts are split as dense layers are (parallel.tp, ", p.tp,
+                     ") or not at all; use 0 or 1");
+  const int64_t stage = world / p.pp;
+  if (stage % (p.ep * sizes.expert_tp) != 0)
+    throw_user_error(
+        "parallel.ep is ", p.ep, " and experts are split over ", sizes.expert_tp,
+        " ranks (parallel.expert_tp), but a "
+        "pipeline stage has ",
+        stage, " ranks, no multiple of ", p.ep * sizes.expert_tp, "; use ep of ",
+        common_divisors({stage / sizes.expert_tp, std::max<int64_t>(config.model.moe.experts, 1)}));
+  refuse_missing(p);
+  const Layout layout(sizes);
+  check_batch(layout, config.train);
+  return layout;
+}
+
+std::string describe(const Layout& layout) {
+  if (layout.world() == 1) return "one process";
+  const auto product = [&](std::initializer_list<Axis> axes) {
+    std::string text;
+    for (const Axis axis : axes)
+      if (layout.size(axis) > 1)
+        text += concat(text.empty() ? "" : " x ", name_of(axis), " ", layout.size(axis));
+    return text;
+  };
+  std::string text =
+      concat(layout.world(), " processes: ", product({Axis::pp, Axis::dp, Axis::fsdp, Axis::cp, Axis::tp}));
+  const Layout::Sizes& sizes = layout.sizes();
+  if (sizes.ep > 1 || sizes.expert_tp != sizes.tp)
+    text += concat(" (experts of a stage: ", product({Axis::expert_data, Axis::ep, Axis::expert_tp}), ")");
+  return text;
+}
+
+}  // namespace moebius::parallel

@@ -1,0 +1,72 @@
+// How the ranks of a run are laid out over named axes: arithmetic alone, no communication and no tensors.
+//
+// Attention and dense layers: world = pp x dp x fsdp x cp x tp, with tp fastest (ranks of a tensor group are
+// neighbours: they talk most) and pp slowest. Ranks that differ in dp or fsdp see other sequences; ranks that
+// differ in cp see other parts of them. Experts fold the same ranks of one pipeline stage anew (as parallel
+// folding in Megatron-Core does): stage = expert_data x ep x expert_tp, expert_tp fastest. With expert_tp =
+// tp an expert group lies across data ranks; with expert_tp = 1 across tensor ranks first.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "config/model_config.h"
+#include "config/parallel_config.h"
+#include "config/train_config.h"
+
+namespace moebius::parallel {
+
+enum class Axis : uint8_t {
+  world,
+  pp,
+  dp,
+  fsdp,
+  cp,
+  tp,
+  data,  // dp x fsdp x cp: ranks that hold the same part of dense layers and see other tokens
+  ep,
+  expert_tp,
+  expert_data,  // ranks that hold the same part of the same experts
+};
+inline constexpr Axis kAxes[] = {Axis::world, Axis::pp,   Axis::dp, Axis::fsdp,      Axis::cp,
+                                 Axis::tp,    Axis::data, Axis::ep, Axis::expert_tp, Axis::expert_data};
+// "data"
+const char* name_of(Axis axis);
+
+class Layout {
+ public:
+  struct Sizes {
+    int pp = 1, dp = 1, fsdp = 1, cp = 1, tp = 1, ep = 1, expert_tp = 1;
+  };
+  Layout() = default;  // one process
+  // CHECK: all at least 1, and ep x expert_tp divides a stage.
+  explicit Layout(const Sizes& sizes);
+
+  int size(Axis axis) const;
+  int world() const { return size(Axis::world); }
+  // The rank's number on the axis.
+  int index(Axis axis, int rank) const;
+  // World ranks that differ from `rank` on this axis alone, itself included, ascending: index() counts in
+  // this order.
+  std::vector<int> group(Axis axis, int rank) const;
+  // Number of parts of a batch, and whose part a rank has: ranks of tp, cp and pp see the same sequences.
+  int batch_parts() const { return sizes_.dp * sizes_.fsdp; }
+  int batch_part(int rank) const;
+  const Sizes& sizes() const { return sizes_; }
+
+ private:
+  int stage_size() const { return sizes_.dp * sizes_.fsdp * sizes_.cp * sizes_.tp; }
+
+  Sizes sizes_;
+};
+
+// The layout of `world` processes: fills in what `config` leaves open (0). UserError, with what would fit,
+// when the processes cannot be laid out so, or the model's or the batch's sizes do not allow it, or an axis
+// is asked for that is not there yet. `world` = 1 with everything at its default is one process.
+Layout make_layout(const config::RunConfig& config, int world);
+
+// "4 processes: dp 2 x tp 2 (experts: ep 2 x expert_data 1 x expert_tp 2)"; axes of one rank are left out.
+std::string describe(const Layout& layout);
+
+}  // namespace moebius::parallel

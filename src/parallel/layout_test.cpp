@@ -1,0 +1,171 @@
+#include "parallel/layout.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "base/error.h"
+
+namespace moebius::parallel {
+namespace {
+
+std::vector<Layout> many_layouts() {
+  std::vector<Layout> layouts;
+  for (const int pp : {1, 3})
+    for (const int dp : {1, 2})
+      for (const int fsdp : {1, 4})
+        for (const int cp : {1, 2})
+          for (const int tp : {1, 2, 4})
+            for (const int ep : {1, 2, 4, 8})
+              for (const int expert_tp : {1, tp}) {
+                if (dp * fsdp * cp * tp % (ep * expert_tp) != 0) continue;
+                layouts.emplace_back(Layout::Sizes{pp, dp, fsdp, cp, tp, ep, expert_tp});
+              }
+  return layouts;
+}
+
+// Groups of an axis divide the world into equal parts, each rank at the place that index() says.
+TEST(LayoutTest, groups_of_every_axis_part_the_world) {
+  for (const Layout& layout : many_layouts()) {
+    SCOPED_TRACE(describe(layout));
+    for (const Axis axis : kAxes) {
+      std::set<std::vector<int>> groups;
+      for (int rank = 0; rank < layout.world(); ++rank) {
+        const std::vector<int> group = layout.group(axis, rank);
+        ASSERT_EQ(static_cast<int>(group.size()), layout.size(axis)) << name_of(axis);
+        ASSERT_EQ(group[static_cast<size_t>(layout.index(axis, rank))], rank) << name_of(axis);
+        ASSERT_TRUE(std::is_sorted(group.begin(), group.end()));
+        for (const int other : group) ASSERT_EQ(layout.group(axis, other), group) << name_of(axis);
+        groups.insert(group);
+      }
+      ASSERT_EQ(static_cast<int>(groups.size()) * layout.size(axis), layout.world()) << name_of(axis);
+    }
+  }
+}
+
+TEST(LayoutTest, a_rank_is_where_its_indices_are) {
+  for (const Layout& layout : many_layouts()) {
+    SCOPED_TRACE(describe(layout));
+    std::set<std::vector<int>> dense, expert;
+    for (int rank = 0; rank < layout.world(); ++rank) {
+      const auto at = [&](Axis axis) { return layout.index(axis, rank); };
+      dense.insert({at(Axis::pp), at(Axis::dp), at(Axis::fsdp), at(Axis::cp), at(Axis::tp)});
+      expert.insert({at(Axis::pp), at(Axis::expert_data), at(Axis::ep), at(Axis::expert_tp)});
+      EXPECT_EQ(
+          at(Axis::data),
+          (at(Axis::dp) * layout.size(Axis::fsdp) + at(Axis::fsdp)) * layout.size(Axis::cp) + at(Axis::cp));
+      EXPECT_EQ(layout.batch_part(rank), at(Axis::dp) * layout.size(Axis::fsdp) + at(Axis::fsdp));
+    }
+    EXPECT_EQ(static_cast<int>(dense.size()), layout.world());
+    EXPECT_EQ(static_cast<int>(expert.size()), layout.world());
+  }
+}
+
+TEST(LayoutTest, experts_fold_the_ranks_of_a_stage_anew) {
+  // 8 ranks: dp 4 x tp 2. With experts split over tp the expert groups lie across data ranks.
+  const Layout split(Layout::Sizes{.dp = 4, .tp = 2, .ep = 2, .expert_tp = 2});
+  EXPECT_EQ(split.group(Axis::tp, 0), (std::vector<int>{0, 1}));
+  EXPECT_EQ(split.group(Axis::data, 1), (std::vector<int>{1, 3, 5, 7}));
+  EXPECT_EQ(split.group(Axis::ep, 1), (std::vector<int>{1, 3}));
+  EXPECT_EQ(split.group(Axis::expert_tp, 3), (std::vector<int>{2, 3}));
+  EXPECT_EQ(split.group(Axis::expert_data, 1), (std::vector<int>{1, 5}));
+  // Whole experts: over tensor ranks first.
+  const Layout whole(Layout::Sizes{.dp = 4, .tp = 2, .ep = 4});
+  EXPECT_EQ(whole.group(Axis::ep, 1), (std::vector<int>{0, 1, 2, 3}));
+  EXPECT_EQ(whole.group(Axis::expert_data, 1), (std::vector<int>{1, 5}));
+  // Stages are slowest.
+  const Layout stages(Layout::Sizes{.pp = 2, .dp = 2, .tp = 2});
+  EXPECT_EQ(stages.group(Axis::pp, 1), (std::vector<int>{1, 5}));
+  EXPECT_EQ(stages.group(Axis::data, 7), (std::vector<int>{5, 7}));
+}
+
+config::RunConfig small_config() {
+  config::RunConfig config;
+  config.model.heads = 4;
+  config.model.kv_heads = 4;
+  config.model.layers = 2;
+  config.model.moe.experts = 8;
+  config.train.batch = 24;
+  return config;
+}
+
+std::string refusal(const config::RunConfig& config, int world) {
+  try {
+    make_layout(config, world);
+  } catch (const UserError& error) {
+    return error.what();
+  }
+  return "accepted";
+}
+
+TEST(LayoutTest, what_is_left_open_is_derived) {
+  config::RunConfig config = small_config();
+  EXPECT_EQ(make_layout(config, 1).world(), 1);
+  const Layout copies = make_layout(config, 4);
+  EXPECT_EQ(copies.size(Axis::dp), 4);
+  EXPECT_EQ(copies.size(Axis::fsdp), 1);
+  EXPECT_EQ(describe(copies), "4 processes: dp 4");
+  config.parallel.dp = 2;
+  config.parallel.fsdp = 2;
+  EXPECT_EQ(describe(make_layout(config, 4)), "4 processes: dp 2 x fsdp 2");
+  EXPECT_EQ(describe(Layout({.dp = 2, .tp = 2, .ep = 2, .expert_tp = 2})),
+            "4 processes: dp 2 x tp 2 (experts of a stage: ep 2 x expert_tp 2)");
+}
+
+TEST(LayoutTest, what_does_not_fit_is_refused_with_what_would) {
+  const auto refused = [](int world, const auto& change) {
+    config::RunConfig config = small_config();
+    change(config);
+    return refusal(config, world);
+  };
+  using C = config::RunConfig;
+  EXPECT_EQ(refused(4, [](C& c) { c.parallel.tp = 3; }),
+            "parallel.tp is 3, which does not divide the 4 heads (model.heads) and 4 key and value heads "
+            "(model.kv_heads); use 1, 2 or 4");
+  EXPECT_EQ(
+      refused(6, [](C& c) { c.parallel.tp = 4; }),
+      "6 processes cannot be laid out with parallel.tp = 4, parallel.cp = 1, parallel.pp = 1: these need a "
+      "multiple of 4; start 4 or 8 processes (--nproc), or set tp x cp x pp to 1, 2, 3 or 6");
+  EXPECT_EQ(
+      refused(1, [](C& c) { c.parallel.tp = 2; }),
+      "one process cannot be laid out with parallel.tp = 2, parallel.cp = 1, parallel.pp = 1: these need a "
+      "multiple of 2; start 2 processes (--nproc), or set tp x cp x pp to 1");
+  EXPECT_EQ(refused(4, [](C& c) { c.parallel.dp = 3; }),
+            "parallel.dp = 3 and parallel.fsdp is open, which does not make the 4 ranks that tp x cp x pp = "
+            "1 leaves "
+            "of 4 processes; set dp x fsdp = 4, leave both at 0, or start 3 processes");
+  EXPECT_EQ(refused(6, [](C& c) { c.parallel.ep = 3; }),
+            "parallel.ep is 3, which does not divide the 8 experts (model.moe.experts); use 1, 2, 4 or 8");
+  EXPECT_NE(refused(6, [](C& c) { c.parallel.ep = 4; }).find("a pipeline stage has 6 ranks"),
+            std::string::npos);
+  EXPECT_EQ(refused(3, [](C& c) { c.parallel.pp = 3; }),
+            "parallel.pp is 3, but there are only 2 layers (model.layers), and each stage needs one; use at "
+            "most 2");
+  EXPECT_EQ(
+      refused(5, [](C&) {}),
+      "train.batch is 24, which 5 data ranks (dp x fsdp) cannot share evenly; use 20 or 25, or as many data "
+      "ranks as divide it: 1, 2, 3, 4, 6, 8, 12 or 24");
+  EXPECT_EQ(
+      refused(4, [](C& c) { c.train.micro_batch = 4; }),
+      "train.micro_batch is 4, which does not divide the 6 sequences of a data rank (train.batch 24 over 4 "
+      "ranks); use 1, 2, 3 or 6, or 0 for all at once");
+  EXPECT_EQ(refused(8,
+                    [](C& c) {
+                      c.parallel.tp = 2;
+                      c.parallel.tp_mode = "2d";
+                    }),
+            "parallel.tp is 2, but parallel.tp_mode = '2d' needs a square grid of ranks; use 1 or 4");
+}
+
+// To be shortened as they land.
+TEST(LayoutTest, axes_that_are_not_there_yet_are_refused_by_name) {
+  config::RunConfig config = small_config();
+  config.parallel.cp = 2;
+  EXPECT_EQ(refusal(config, 2), "parallel.cp is 2, but context parallelism is not there yet; set it to 1");
+  config.parallel.cp = 1;
+  config.parallel.pp = 2;
+  EXPECT_EQ(refusal(config, 2), "parallel.pp is 2, but pipeline parallelism is not there yet; set it to 1");
+}
+
+}  // namespace
+}  // namespace moebius::parallel

@@ -1,0 +1,47 @@
+#include "parallel/mesh.h"
+
+#include "base/check.h"
+#include "base/concat.h"
+#include "parallel/c10d_communicator.h"
+#include "parallel/rendezvous.h"
+#include "parallel/solo_communicator.h"
+
+namespace moebius::parallel {
+
+Mesh::Mesh(const Layout& layout, int rank, const Make& make) : layout_(layout), rank_(rank) {
+  for (const Axis axis : kAxes) {
+    std::unique_ptr<Communicator> made;
+    if (layout.size(axis) == 1) {
+      made = std::make_unique<SoloCommunicator>(name_of(axis));
+    } else {
+      made = make(axis, layout.group(axis, rank));
+      MOEBIUS_CHECK_EQ(made->size(), layout.size(axis), name_of(axis));
+      MOEBIUS_CHECK_EQ(made->rank(), layout.index(axis, rank), name_of(axis));
+    }
+    communicators_.emplace(axis, std::move(made));
+  }
+}
+
+Mesh::Mesh(const Layout& layout, Rendezvous& rendezvous, double timeout_s)
+    : Mesh(layout, rendezvous.options().rank, [&](Axis axis, const std::vector<int>& ranks) {
+        GroupOptions options;
+        options.axis = name_of(axis);
+        options.name = concat(options.axis, ".", ranks.front());
+        options.world_rank = rendezvous.options().rank;
+        options.rank = layout.index(axis, options.world_rank);
+        options.size = static_cast<int>(ranks.size());
+        options.timeout_s = timeout_s;
+        return make_gloo_communicator(rendezvous, options);
+      }) {}
+
+std::string Mesh::describe_traffic() const {
+  std::string text;
+  for (const auto& [axis, communicator] : communicators_)
+    for (const auto& [collective, traffic] : communicator->traffic())
+      if (traffic.sent_bytes > 0)
+        text += concat(text.empty() ? "" : "\n", communicator->axis(), " ", collective, ": ", traffic.calls,
+                       " calls, ", traffic.sent_bytes, " bytes sent");
+  return text;
+}
+
+}  // namespace moebius::parallel

@@ -1,0 +1,42 @@
+// The processes of a run on their axes: one communicator each.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "parallel/communicator.h"
+#include "parallel/layout.h"
+
+namespace moebius::parallel {
+
+class Rendezvous;
+
+class Mesh {
+ public:
+  // All ranks at the same time. Axes of one rank get a communicator that does nothing, the others Gloo's.
+  Mesh(const Layout& layout, Rendezvous& rendezvous, double timeout_s);
+  // Communicators from elsewhere, for tests among threads: `make` is called for each axis of more than one
+  // rank, with the world ranks of this rank's group.
+  using Make = std::function<std::unique_ptr<Communicator>(Axis axis, const std::vector<int>& ranks)>;
+  Mesh(const Layout& layout, int rank, const Make& make);
+
+  const Layout& layout() const { return layout_; }
+  int rank() const { return rank_; }  // in the world
+  bool is_first() const { return rank_ == 0; }
+  Communicator& on(Axis axis) const { return *communicators_.at(axis); }
+  Communicator& world() const { return on(Axis::world); }
+  Communicator& data() const { return on(Axis::data); }
+
+  // Sent since the start, one line per axis and collective; empty when nothing was.
+  std::string describe_traffic() const;
+
+ private:
+  Layout layout_;
+  int rank_;
+  std::map<Axis, std::unique_ptr<Communicator>> communicators_;
+};
+
+}  // namespace moebius::parallel
