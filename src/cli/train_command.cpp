@@ -1,18 +1,26 @@
 #include "cli/train_command.h"
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdlib>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "base/parallel.h"
 #include "ckpt/folder.h"
 #include "cli/config_files.h"
+#include "cli/launch.h"
 #include "config/docs.h"
 #include "config/dump.h"
 #include "ops/device.h"
+#include "parallel/session.h"
 #include "train/trainer.h"
 
 namespace moebius::cli {
@@ -24,7 +32,7 @@ struct TrainArguments {
   std::string config, run_dir, device = "auto", metrics_address, dump;
   std::vector<std::string> overrides;
   bool resume = false, overwrite = false, go_on = false, trace = false;
-  int threads = 0;
+  int threads = 0, nproc = 0;
 };
 
 void print_config(const TrainArguments& arguments) {
@@ -44,12 +52,42 @@ train::RunMode mode_of(const TrainArguments& arguments, const std::filesystem::p
   return arguments.overwrite ? train::RunMode::overwrite : train::RunMode::fresh;
 }
 
+// Processes of a run on one machine share its cores.
+int threads_of_each(int num_processes) {
+  return std::max(1, num_threads() / num_processes);
+}
+
+// Starts the processes; what is wrong for all of them is said once, before there are any.
+void launch_all(const TrainArguments& arguments) {
+  const config::RunConfig config = load_config(arguments.config, arguments.overrides);
+  parallel::make_layout(config, arguments.nproc);
+  parallel::check_backend(config.parallel, ops::choose_device(arguments.device).is_cuda());
+  const int code = launch({arguments.nproc, arguments_without_nproc(), threads_of_each(arguments.nproc)});
+  if (code != 0) throw CLI::RuntimeError(code);
+}
+
+void set_threads(const TrainArguments& arguments, const parallel::Environment& environment) {
+  if (arguments.threads > 0) {
+    set_num_threads(arguments.threads);
+  } else if (environment.local_size > 1 && std::getenv("OMP_NUM_THREADS") == nullptr &&
+             num_threads() == ::sysconf(_SC_NPROCESSORS_ONLN)) {
+    // A launcher that has bound the process to some of the cores has shared them out already.
+    set_num_threads(threads_of_each(environment.local_size));
+  }
+}
+
 void run_train(const TrainArguments& arguments) {
   if (!arguments.dump.empty()) return print_config(arguments);
   if (arguments.config.empty())
     throw_user_error("train needs a config file, for example configs/shakespeare.toml");
+  const parallel::Environment environment = parallel::detect_environment();
+  if (arguments.nproc > 0 && environment.is_distributed())
+    throw_user_error("--nproc is ", arguments.nproc, ", but this is already one process of several (",
+                     parallel::describe(environment), "); leave --nproc out, or start without that launcher");
   ops::load_cuda_plugin();
-  if (arguments.threads > 0) set_num_threads(arguments.threads);
+  if (arguments.nproc > 1) return launch_all(arguments);
+  set_threads(arguments, environment);
+  if (environment.rank > 0) set_log_level(std::max(log_level(), LogLevel::kWarn));
   train::TrainOptions options;
   options.config = load_config(arguments.config, arguments.overrides);
   options.run_dir = arguments.run_dir.empty()
@@ -66,7 +104,20 @@ void run_train(const TrainArguments& arguments) {
   options.device = ops::choose_device(arguments.device);
   if (!arguments.metrics_address.empty()) options.metrics_address = arguments.metrics_address;
   options.trace = arguments.trace;
+  std::optional<parallel::Session> session;
+  if (environment.is_distributed()) {
+    session.emplace(environment, options.config, options.device.is_cuda());
+    options.mesh = &session->mesh();
+    options.local_ranks = environment.local_size;
+  } else {
+    parallel::make_layout(options.config, 1);
+  }
   const train::TrainResult result = train::train(options);
+  if (session) session->leave();
+  if (environment.rank > 0) {
+    if (result.interrupted && arguments.go_on) throw CLI::RuntimeError(kExitInterrupted);
+    return;
+  }
   if (!result.sample.empty()) std::cout << "\n" << result.sample << "\n\n";
   std::cout << (result.interrupted ? "interrupted after step " : "done: step ") << result.steps;
   if (result.validation_loss) std::cout << ", validation loss " << *result.validation_loss;
@@ -89,6 +140,10 @@ void add_train_command(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::IsMember({"cpu", "cuda", "auto"}));
   command->add_option("--threads", arguments->threads, "CPU threads (default: all cores)")
+      ->check(CLI::PositiveNumber);
+  command
+      ->add_option("--nproc", arguments->nproc,
+                   "Start this many processes on this machine, which share the batch (docs/distributed.md)")
       ->check(CLI::PositiveNumber);
   CLI::Option* resume = command->add_flag("--resume", arguments->resume, "Go on from the newest checkpoint");
   command->add_flag("--overwrite", arguments->overwrite, "Replace the run that is there")->excludes(resume);

@@ -121,7 +121,7 @@ nlohmann::ordered_json EnergyJournal::parts_json(const RunLedger::Totals& totals
 }
 
 void EnergyJournal::write_line() {
-  if (!last_.gpu && !last_.host) return;
+  if (!context_.writes || (!last_.gpu && !last_.host)) return;
   if (!jsonl_) {
     const std::optional<int64_t> goes_on =
         context_.first_step > 0 ? std::optional<int64_t>(INT64_MAX) : std::nullopt;

@@ -31,6 +31,7 @@ class EnergyJournal {
     at::Device device{at::kCPU};
     std::optional<std::string> pci_bus_id;
     int64_t first_step = 0;  // > 0: energy.jsonl goes on
+    bool writes = true;
   };
   EnergyJournal(const Context& context, telemetry::TrainMetrics& metrics);
 

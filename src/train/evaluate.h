@@ -6,6 +6,10 @@
 #include "data/batches.h"
 #include "nn/decoder.h"
 
+namespace moebius::parallel {
+class Mesh;
+}
+
 namespace moebius::train {
 
 struct Evaluation {
@@ -17,7 +21,9 @@ struct Evaluation {
   int64_t target_bytes = 0;
 };
 
-// The first `max_batches` batches (0: all) of the set. No capacity limit applies.
-Evaluation evaluate(const nn::Decoder& decoder, data::ValidationSet& set, int64_t max_batches = 0);
+// The first `max_batches` batches (0: all) of the set. No capacity limit applies. With a mesh all ranks call
+// it, each data rank takes every n-th batch, and all get the result of the whole.
+Evaluation evaluate(const nn::Decoder& decoder, data::ValidationSet& set, int64_t max_batches = 0,
+                    const parallel::Mesh* mesh = nullptr);
 
 }  // namespace moebius::train

@@ -95,12 +95,13 @@ Totals totals_until(const std::filesystem::path& metrics_file, int64_t step) {
 Report::Report(const Context& context, telemetry::TrainMetrics& metrics)
     : context_(context),
       metrics_(metrics),
-      progress_(progress_options(context)),
-      jsonl_(context.run_dir / "metrics.jsonl", resumed_step(context)),
-      energy_(
-          {context.config.energy, context.run_dir, context.device, context.pci_bus_id, context.first_step},
-          metrics),
-      totals_(totals_until(context.run_dir / "metrics.jsonl", context.first_step)) {
+      energy_({context.config.energy, context.run_dir, context.device, context.pci_bus_id, context.first_step,
+               context.is_first},
+              metrics) {
+  if (!context.is_first) return;
+  progress_.emplace(progress_options(context));
+  jsonl_.emplace(context.run_dir / "metrics.jsonl", resumed_step(context));
+  totals_ = totals_until(context.run_dir / "metrics.jsonl", context.first_step);
   if (context.first_step > 0 && context.config.train.forecast_horizon > 0) replay_forecasts();
 }
 
@@ -155,7 +156,7 @@ void Report::validation(int64_t step, const Evaluation& evaluation) {
     metrics_.validation_nats_per_byte.set(evaluation.bits_per_byte * 0.6931471805599453);
     text += concat(", ", fixed(evaluation.bits_per_byte, 4), " bits per byte");
   }
-  progress_.note(text);
+  note(text);
 }
 
 std::optional<double> Report::validation_loss() const {
@@ -174,6 +175,7 @@ void Report::step(const StepNumbers& numbers, double seconds, bool waited) {
   if (step_seconds_.size() == kWarmUpSteps + 1) recent_seconds_.clear();
   remember(recent_seconds_, seconds);
   remember(recent_violation_, numbers.max_violation());
+  if (!context_.is_first) return;
   const double rate = static_cast<double>(numbers.num_tokens) / seconds;
 
   metrics_.step.set(static_cast<double>(numbers.step));
@@ -237,8 +239,8 @@ void Report::step(const StepNumbers& numbers, double seconds, bool waited) {
       line["validation_bits_per_byte"] = evaluation_->second.bits_per_byte;
     evaluation_is_new_ = false;
   }
-  jsonl_.write(line);
-  if (progress_.due(numbers.step)) show(numbers);
+  jsonl_->write(line);
+  if (progress_->due(numbers.step)) show(numbers);
 }
 
 void Report::show(const StepNumbers& numbers) {
@@ -252,7 +254,7 @@ void Report::show(const StepNumbers& numbers) {
   fields.emplace_back("", format_bytes(peak_memory_bytes(context_.device)));
   energy_.show(fields);
   if (!numbers.layers.empty()) fields.emplace_back("imbalance", fixed(numbers.max_violation(), 2));
-  progress_.update(numbers.step, fields);
+  progress_->update(numbers.step, fields);
 }
 
 void Report::checkpoint(double seconds) {
@@ -260,9 +262,9 @@ void Report::checkpoint(double seconds) {
 }
 
 void Report::finish() {
-  progress_.finish();
+  if (progress_) progress_->finish();
   energy_.finish();
-  jsonl_.sync();
+  if (jsonl_) jsonl_->sync();
 }
 
 double Report::median_step_seconds() const {
@@ -274,6 +276,7 @@ double Report::median_step_seconds() const {
 }
 
 void Report::write_summary(const Ending& ending) {
+  if (!context_.is_first) return;
   nlohmann::ordered_json json;
   json["steps"] = last_.step;
   json["interrupted"] = ending.interrupted;
@@ -310,6 +313,7 @@ void Report::write_summary(const Ending& ending) {
   json["active_parameters"] = ending.active_parameters;
   json["device"] = context_.device_name;
   json["threads"] = ending.num_threads;
+  if (context_.num_ranks > 1) json["processes"] = context_.num_ranks;
   json["precision"] = context_.config.train.precision;
   write_file_atomic(context_.run_dir / "summary.json", json.dump(2) + "\n");
 }

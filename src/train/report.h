@@ -42,6 +42,8 @@ class Report {
     double flops_per_token = 0;
     std::optional<double> peak_flops;
     std::optional<std::string> pci_bus_id;  // of the GPU
+    int num_ranks = 1;
+    bool is_first = true;  // the rank that shows and writes; the others keep the numbers to themselves
   };
   Report(const Context& context, telemetry::TrainMetrics& metrics);
 
@@ -53,7 +55,9 @@ class Report {
   PhaseTimer& phases() { return energy_.timer(); }
   EnergyJournal& energy() { return energy_; }
   void checkpoint(double seconds);
-  void note(const std::string& text) { progress_.note(text); }
+  void note(const std::string& text) {
+    if (progress_) progress_->note(text);
+  }
   void finish();
 
   const Totals& totals() const { return totals_; }
@@ -81,8 +85,8 @@ class Report {
 
   Context context_;
   telemetry::TrainMetrics& metrics_;
-  telemetry::Progress progress_;
-  telemetry::JsonlWriter jsonl_;
+  std::optional<telemetry::Progress> progress_;  // of the first rank
+  std::optional<telemetry::JsonlWriter> jsonl_;
   EnergyJournal energy_;
   double counted_joules_ = 0;  // by the metric
   Totals totals_;

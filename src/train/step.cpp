@@ -15,6 +15,8 @@
 #include "base/check.h"
 #include "base/concat.h"
 #include "base/log.h"
+#include "parallel/communicator.h"
+#include "parallel/gradient_sync.h"
 #include "telemetry/trace.h"
 #include "train/device_batch.h"
 #include "train/schedule.h"
@@ -26,17 +28,20 @@ namespace {
 constexpr int64_t kStepsBeforeRecording = 2;
 constexpr int64_t kHead = 5;  // loss, balance loss, norm, scale, loss of the tokens after next
 
-int64_t count_targets(const std::vector<data::Batch>& micro_batches) {
-  int64_t count = 0;
-  for (const data::Batch& batch : micro_batches) count += batch.num_targets;
-  return count;
-}
-
 bool is_finite(const at::Tensor& tensor) {
   return at::isfinite(tensor).all().item<bool>();
 }
 
 }  // namespace
+
+StepTotals totals_of(const std::vector<data::Batch>& micro_batches) {
+  StepTotals totals;
+  for (const data::Batch& batch : micro_batches) {
+    totals.num_tokens += batch.num_tokens();
+    totals.num_targets += batch.num_targets;
+  }
+  return totals;
+}
 
 nn::Recompute recompute_of(const std::string& word) {
   // "auto" that nobody has resolved (train/recompute_choice.h) means that memory is not scarce.
@@ -84,6 +89,22 @@ TrainStep::TrainStep(const config::RunConfig& config, nn::Decoder& decoder, Adam
   }
 }
 
+void TrainStep::join(const parallel::Mesh& mesh, parallel::GradientSync& gradients,
+                     const nn::LoadSum* load_sum) {
+  mesh_ = &mesh;
+  gradients_ = &gradients;
+  options_.load_sum = load_sum;
+}
+
+void TrainStep::sum_over_ranks(MicroLosses& losses) {
+  const at::Tensor packed = statistics_.packed();
+  const at::Tensor all =
+      at::cat({at::stack({losses.loss, losses.balance, losses.mtp}), packed.reshape({-1})});
+  mesh_->data().all_reduce(all).wait();
+  losses = {all[0], all[1], all[2]};
+  packed.copy_(all.narrow(0, 3, packed.numel()).view(packed.sizes()));
+}
+
 at::Tensor TrainStep::total_loss(MicroLosses& losses, const nn::DecoderOutput& output, double scale,
                                  int64_t num_micro) const {
   at::Tensor total = losses.loss;
@@ -113,6 +134,7 @@ TrainStep::MicroLosses TrainStep::accumulate(const nn::TokenBatch& tokens, int64
   }
   const telemetry::Span span("backward", "train", micro);
   mark(energy::Phase::kBackward);
+  if (gradients_ != nullptr) gradients_->begin_backward(micro, num_micro / num_ranks());
   total.backward();
   losses.loss = losses.loss.detach();
   return losses;
@@ -120,13 +142,20 @@ TrainStep::MicroLosses TrainStep::accumulate(const nn::TokenBatch& tokens, int64
 
 at::Tensor TrainStep::compute(const Work& work) {
   statistics_.reset();
-  at::Tensor loss, balance = at::zeros({}, at::TensorOptions().dtype(at::kFloat).device(decoder_.device())),
-                   mtp = balance.clone();
+  MicroLosses losses;
+  losses.balance = at::zeros({}, at::TensorOptions().dtype(at::kFloat).device(decoder_.device()));
+  losses.mtp = losses.balance.clone();
+  const int64_t num_micro = work.num_micro * num_ranks();
   for (int64_t i = 0; i < work.num_micro; ++i) {
-    const MicroLosses micro = accumulate(work.tokens(i), i, work.scale, work.num_micro);
-    loss = loss.defined() ? loss + micro.loss : micro.loss;
-    if (micro.balance.defined()) balance += micro.balance / static_cast<double>(work.num_micro);
-    if (micro.mtp.defined()) mtp += micro.mtp;
+    const MicroLosses micro = accumulate(work.tokens(i), i, work.scale, num_micro);
+    losses.loss = losses.loss.defined() ? losses.loss + micro.loss : micro.loss;
+    if (micro.balance.defined()) losses.balance += micro.balance / static_cast<double>(num_micro);
+    if (micro.mtp.defined()) losses.mtp += micro.mtp;
+  }
+  if (mesh_ != nullptr) {
+    const telemetry::Span span("communication", "train");
+    gradients_->finish();
+    sum_over_ranks(losses);
   }
   const telemetry::Span span("optimizer", "train");
   mark(energy::Phase::kOptimizer);
@@ -142,14 +171,15 @@ at::Tensor TrainStep::compute(const Work& work) {
   } else if (config_.model.moe.balance.bias_rate > 0 && !statistics_.empty()) {
     statistics_.update_bias(decoder_.params(), config_.model.moe.balance.bias_rate, clip.scale);
   }
-  return at::cat({at::stack({loss, balance, clip.norm, clip.scale, mtp}).view({kHead}),
+  return at::cat({at::stack({losses.loss, losses.balance, clip.norm, clip.scale, losses.mtp}).view({kHead}),
                   statistics_.packed().reshape({-1})});
 }
 
 std::string TrainStep::bucket_key(const std::vector<data::Batch>& micro_batches, int64_t num_targets) const {
   // The angles of dynamic scaling follow the longest sequence at hand; the forecasting rule reckons on the
-  // host.
-  if (!recorder_ || config_.model.rope.scaling == "dynamic" || !bias_rules_.empty()) return {};
+  // host; exchanges with other ranks are begun by the host.
+  if (!recorder_ || mesh_ != nullptr || config_.model.rope.scaling == "dynamic" || !bias_rules_.empty())
+    return {};
   std::string key = std::to_string(num_targets);
   for (const data::Batch& batch : micro_batches) {
     const int64_t documents = static_cast<int64_t>(batch.cu_seqlens.size()) - 1;
@@ -211,16 +241,20 @@ at::Tensor TrainStep::run_in_bucket(Bucket& bucket, Work work, std::vector<data:
   return bucket.numbers;
 }
 
-PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batches) {
+PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batches,
+                              const std::optional<StepTotals>& totals) {
+  MOEBIUS_CHECK(mesh_ == nullptr || totals, "a rank of several runs step ", step,
+                " without knowing the others");
   PendingNumbers pending;
   const auto num_micro = static_cast<int64_t>(micro_batches.size());
   pending.known_.step = step;
-  pending.known_.num_targets = count_targets(micro_batches);
-  for (const data::Batch& batch : micro_batches) pending.known_.num_tokens += batch.num_tokens();
+  const StepTotals counted = totals ? *totals : totals_of(micro_batches);
+  pending.known_.num_targets = counted.num_targets;
+  pending.known_.num_tokens = counted.num_tokens;
   pending.known_.learning_rate =
       config_.optimizer.lr * schedule_factor(config_.schedule, step, config_.train.steps);
   pending.statistics_ = &statistics_;
-  pending.num_micro_ = num_micro;
+  pending.num_micro_ = num_micro * num_ranks();
 
   Work work;
   work.num_micro = num_micro;
@@ -261,7 +295,7 @@ std::string TrainStep::find_non_finite(std::vector<data::Batch>& micro_batches) 
   options.probe = [&](const std::string& name, const at::Tensor& value) {
     if (found.empty() && !is_finite(value)) found = "output of " + name;
   };
-  const double scale = 1.0 / static_cast<double>(std::max<int64_t>(count_targets(micro_batches), 1));
+  const double scale = 1.0 / static_cast<double>(std::max<int64_t>(totals_of(micro_batches).num_targets, 1));
   for (data::Batch& batch : micro_batches) {
     const nn::TokenBatch tokens = to_device(batch, decoder_.device());
     const nn::DecoderOutput output = decoder_.forward(tokens, options);

@@ -18,8 +18,13 @@
 #include "moe/load_statistics.h"
 #include "nn/decoder.h"
 #include "ops/graph.h"
+#include "parallel/mesh.h"
 #include "train/optimizer.h"
 #include "train/phase_timer.h"
+
+namespace moebius::parallel {
+class GradientSync;
+}
 
 namespace moebius::train {
 
@@ -38,6 +43,12 @@ struct StepNumbers {
 
   double max_violation() const;  // of the worst layer; 0 without experts
 };
+
+// What the micro-batches of a step hold, over all ranks.
+struct StepTotals {
+  int64_t num_tokens = 0, num_targets = 0;
+};
+StepTotals totals_of(const std::vector<data::Batch>& micro_batches);
 
 // The numbers of a step that may still be running on the device.
 class PendingNumbers {
@@ -67,9 +78,18 @@ class TrainStep {
   // Phases of the steps are marked there; it outlives the object.
   void mark_phases(PhaseTimer& timer) { phases_ = &timer; }
 
+  // Makes this a rank of several, which all run the same steps on their own micro-batches: gradients come
+  // from `gradients`, and losses and load statistics are summed over the data axis, so that every rank has
+  // those of the whole batch and changes its selection bias alike. `load_sum`, when given: the ranks share
+  // each micro-batch, and its balance loss is that of all its tokens. All outlive the object. Steps are not
+  // recorded.
+  void join(const parallel::Mesh& mesh, parallel::GradientSync& gradients,
+            const nn::LoadSum* load_sum = nullptr);
+
   // Runs step `step` (from 1) of config.train.steps on its micro-batches. On a device the work is queued,
-  // without a host synchronisation, and the numbers follow.
-  PendingNumbers run(int64_t step, std::vector<data::Batch>& micro_batches);
+  // without a host synchronisation, and the numbers follow. `totals`: of all ranks, where there are several.
+  PendingNumbers run(int64_t step, std::vector<data::Batch>& micro_batches,
+                     const std::optional<StepTotals>& totals = std::nullopt);
 
   // What balance.bias_rule = "forecast" remembers, per layer with experts; empty with other rules.
   std::vector<moe::ForecastBias>& bias_rules() { return bias_rules_; }
@@ -109,7 +129,11 @@ class TrainStep {
   void mark(energy::Phase phase) {
     if (phases_ != nullptr) phases_->mark(phase);
   }
-  // Adds the gradients of a micro-batch.
+  // Ranks that have micro-batches of their own.
+  int64_t num_ranks() const { return mesh_ == nullptr ? 1 : mesh_->data().size(); }
+  // Sums the losses and the load statistics over them.
+  void sum_over_ranks(MicroLosses& losses);
+  // Adds the gradients of a micro-batch. `num_micro`: of all ranks.
   MicroLosses accumulate(const nn::TokenBatch& tokens, int64_t micro, double scale, int64_t num_micro);
   // What is differentiated; fills in losses.balance and losses.mtp.
   at::Tensor total_loss(MicroLosses& losses, const nn::DecoderOutput& output, double scale,
@@ -125,6 +149,8 @@ class TrainStep {
   std::map<std::string, Bucket> buckets_;
   int64_t num_replayed_ = 0;
   PhaseTimer* phases_ = nullptr;
+  const parallel::Mesh* mesh_ = nullptr;  // null: one process
+  parallel::GradientSync* gradients_ = nullptr;
 };
 
 }  // namespace moebius::train

@@ -1,6 +1,7 @@
 #include "train/trainer.h"
 
 #include <ATen/Context.h>
+#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
 #include <memory>
@@ -23,6 +24,10 @@
 #include "data/prepare.h"
 #include "energy/powerd/live_governor.h"
 #include "ops/device.h"
+#include "parallel/communicator.h"
+#include "parallel/gradient_sync.h"
+#include "parallel/load_sum.h"
+#include "parallel/mesh.h"
 #include "telemetry/exporter.h"
 #include "telemetry/trace.h"
 #include "train/evaluate.h"
@@ -76,26 +81,45 @@ void keep_carried(const fs::path& checkpoint, const fs::path& run_dir) {
     if (entry.is_regular_file()) write_file_atomic(to / entry.path().filename(), read_file(entry.path()));
 }
 
+bool is_first(const TrainOptions& options) {
+  return options.mesh == nullptr || options.mesh->is_first();
+}
+
+// Ranks that take sequences of their own.
+int64_t batch_parts(const TrainOptions& options) {
+  return options.mesh == nullptr ? 1 : options.mesh->layout().batch_parts();
+}
+
 std::unique_ptr<nn::Decoder> initial_model(const config::RunConfig& config, const TrainOptions& options) {
   std::unique_ptr<nn::Decoder> model = make_model(config, options.device);
-  if (!config.train.initial_weights.empty() && options.mode != RunMode::resume)
-    keep_carried(load_initial_weights(config, *model), options.run_dir);
+  if (!config.train.initial_weights.empty() && options.mode != RunMode::resume) {
+    const fs::path checkpoint = load_initial_weights(config, *model);
+    if (is_first(options)) keep_carried(checkpoint, options.run_dir);
+  }
   return model;
 }
 
 class Run {
  public:
   Run(const TrainOptions& options, const config::RunConfig& config, const data::Sources& sources,
-      const ckpt::RunLock& lock, telemetry::TrainMetrics& metrics)
+      const ckpt::RunLock* lock, telemetry::TrainMetrics& metrics)
       : options_(options),
         config_(config),
         sources_(sources),
         model_(initial_model(config, options)),
         optimizer_(config.optimizer, model_->params()),
         step_(config_, *model_, optimizer_),
-        metrics_(metrics),
-        checkpointer_(
-            lock, {.save = {.keep = config.checkpoint.keep}, .background = config.checkpoint.background}) {
+        metrics_(metrics) {
+    if (lock != nullptr)
+      checkpointer_.emplace(*lock,
+                            ckpt::AsyncCheckpointer::Options{.save = {.keep = config.checkpoint.keep},
+                                                             .background = config.checkpoint.background});
+    if (options.mesh != nullptr) {
+      gradients_ = std::make_unique<parallel::AllReduceGradients>(model_->params(), *options.mesh);
+      // With train.micro_batch = 0 a micro-batch is the whole batch, which the ranks share.
+      if (options.config.train.micro_batch == 0) load_sum_.emplace(options.mesh->data());
+      step_.join(*options.mesh, *gradients_, load_sum_ ? &*load_sum_ : nullptr);
+    }
     groups_ = {model_group(*model_), {kOptimizerGroup, optimizer_.tensors()}};
     if (!sources.validation.empty())
       validation_.emplace(sources.validation, sources.tokenizer, config.model.vocab, config.train.sequence,
@@ -127,6 +151,9 @@ class Run {
   std::string sample();
   void trace(int64_t next_step);
   void fail_when_broken(const StepNumbers& numbers);
+  // Tokens and targets of the step that the micro-batches are of, over all ranks; nothing when one of them
+  // was asked to stop before it.
+  std::optional<StepTotals> agree_on_step();
 
   const TrainOptions& options_;
   const config::RunConfig& config_;
@@ -135,7 +162,9 @@ class Run {
   AdamW optimizer_;
   TrainStep step_;
   telemetry::TrainMetrics& metrics_;
-  ckpt::AsyncCheckpointer checkpointer_;
+  std::unique_ptr<parallel::GradientSync> gradients_;  // of several processes
+  std::optional<parallel::RankLoadSum> load_sum_;
+  std::optional<ckpt::AsyncCheckpointer> checkpointer_;  // of the first process
   std::vector<ckpt::TensorGroup> groups_;
   std::optional<data::ValidationSet> validation_;
 
@@ -188,7 +217,7 @@ void Run::fail_when_broken(const StepNumbers& numbers) {
 }
 
 Result<void> Run::save(int64_t step) {
-  if (saved_step_ == step) return {};
+  if (saved_step_ == step || !checkpointer_) return {};
   const telemetry::Span span("checkpoint", "train");
   const double begin = steady_seconds();
   report_->phases().mark(energy::Phase::kCheckpoint);
@@ -203,11 +232,11 @@ Result<void> Run::save(int64_t step) {
     state["bias_rules"].push_back({{"level", rule.state().level}, {"trend", rule.state().trend}});
   if (sources_.tokenizer) state["tokenizer_fingerprint"] = sources_.tokenizer->fingerprint();
   meta.state_json = state.dump();
-  Result<void> result = checkpointer_.save(meta, groups_);
+  Result<void> result = checkpointer_->save(meta, groups_);
   report_->phases().mark(energy::Phase::kIdle);
   saved_step_ = step;
   report_->checkpoint(steady_seconds() - begin);
-  checkpoint_stall_seconds_ += checkpointer_.stall_seconds();
+  checkpoint_stall_seconds_ += checkpointer_->stall_seconds();
   return result;
 }
 
@@ -219,17 +248,17 @@ void Run::save_and_go_on(int64_t step) {
 void Run::validate(int64_t step) {
   if (!validation_ || validation_->num_batches() == 0) return;
   report_->phases().mark(energy::Phase::kEvaluation);
-  const Evaluation evaluation = evaluate(*model_, *validation_, config_.train.eval_batches);
+  const Evaluation evaluation = evaluate(*model_, *validation_, config_.train.eval_batches, options_.mesh);
   report_->phases().mark(energy::Phase::kIdle);
   report_->validation(step, evaluation);
 }
 
 void Run::save_at_end(int64_t step) {
   Result<void> result = save(step);
-  if (config_.checkpoint.background) {
+  if (checkpointer_ && config_.checkpoint.background) {
     if (!result.ok()) log_error(result.error().message);  // of an earlier one
     report_->phases().mark(energy::Phase::kCheckpoint);
-    result = checkpointer_.finish();
+    result = checkpointer_->finish();
     report_->phases().mark(energy::Phase::kIdle);
   }
   if (!result.ok()) {
@@ -267,7 +296,7 @@ void Run::after_step(int64_t step) {
 }
 
 void Run::trace(int64_t next_step) {
-  if (!options_.trace) return;
+  if (!options_.trace || !is_first(options_)) return;
   const int64_t first = first_step_ + config_.train.trace_first;
   if (next_step == first) {
     telemetry::start_trace();
@@ -282,8 +311,11 @@ void Run::trace(int64_t next_step) {
 
 TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
   const double begin = steady_seconds();
-  const int64_t num_micro = config_.train.batch / config_.train.micro_batch;
+  const int64_t num_micro = config_.train.batch / batch_parts(options_) / config_.train.micro_batch;
   const DeviceName device = name_of(options_.device);
+  const int num_ranks = options_.mesh == nullptr ? 1 : options_.mesh->layout().world();
+  std::optional<double> peak_flops = peak_bf16_flops(device.name);
+  if (peak_flops) *peak_flops *= num_ranks;
   report_.emplace(
       Report::Context{.config = config_,
                       .run_dir = options_.run_dir,
@@ -291,8 +323,10 @@ TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
                       .device_name = device.name,
                       .first_step = first_step_,
                       .flops_per_token = model_flops_per_token(config_.model, config_.train.sequence),
-                      .peak_flops = peak_bf16_flops(device.name),
-                      .pci_bus_id = device.pci_bus_id},
+                      .peak_flops = peak_flops,
+                      .pci_bus_id = device.pci_bus_id,
+                      .num_ranks = num_ranks,
+                      .is_first = is_first(options_)},
       metrics_);
   step_.mark_phases(report_->phases());
   if (config_.energy.governor != "off")
@@ -306,7 +340,9 @@ TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
   TrainResult result;
   result.steps = first_step_;
   step_began_ = steady_seconds();
-  while (result.steps < config_.train.steps && !interrupt_requested()) {
+  bool stops = false;
+  while (result.steps < config_.train.steps && !stops &&
+         (options_.mesh != nullptr || !interrupt_requested())) {
     const int64_t step = result.steps + 1;
     trace(step);
     {
@@ -316,7 +352,10 @@ TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
         report_->phases().mark(energy::Phase::kData);
         for (data::Batch& batch : micro_batches_) std::swap(batch, loader.next());
       }
-      PendingNumbers next = step_.run(step, micro_batches_);
+      const std::optional<StepTotals> totals = agree_on_step();
+      stops = !totals;
+      if (stops) continue;
+      PendingNumbers next = step_.run(step, micro_batches_, totals);
       settle();
       pending_ = std::move(next);
     }
@@ -348,25 +387,43 @@ TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
   return result;
 }
 
+std::optional<StepTotals> Run::agree_on_step() {
+  const StepTotals own = totals_of(micro_batches_);
+  if (options_.mesh == nullptr) return own;
+  const at::Tensor sums = at::empty({3}, at::kLong);
+  int64_t* const each = sums.mutable_data_ptr<int64_t>();
+  each[0] = interrupt_requested() ? 1 : 0;
+  each[1] = own.num_tokens;
+  each[2] = own.num_targets;
+  // Signals reach all ranks, but not between the same two steps; ranks of one batch count its tokens once.
+  const at::Tensor stop = sums.narrow(0, 0, 1), counts = sums.narrow(0, 1, 2);
+  parallel::Pending stopping = options_.mesh->world().all_reduce(stop, parallel::ReduceOp::max);
+  options_.mesh->data().all_reduce(counts).wait();
+  stopping.wait();
+  if (each[0] != 0) return std::nullopt;
+  return StepTotals{each[1], each[2]};
+}
+
 // Bytes that the run's device has for it; nothing when that cannot be read.
-std::optional<int64_t> available_memory(at::Device device) {
+std::optional<int64_t> available_memory(at::Device device, int num_processes) {
   if (device.is_cuda()) {
     kernels::DeviceInfo info{};
     if (!ops::cuda_plugin()->device_info(device.index(), &info)) return std::nullopt;
     return info.free_memory_bytes;
   }
   const Result<MachineMemory> memory = machine_memory();
-  return memory.ok() ? std::optional<int64_t>(memory->available_bytes) : std::nullopt;
+  return memory.ok() ? std::optional<int64_t>(memory->available_bytes / num_processes) : std::nullopt;
 }
 
 // What the run needs to know of the config beyond what the user wrote.
-config::RunConfig completed(const config::RunConfig& config, const data::Tokenizer* tokenizer,
-                            at::Device device) {
+config::RunConfig completed(const TrainOptions& options, const data::Tokenizer* tokenizer) {
+  const config::RunConfig& config = options.config;
+  const at::Device device = options.device;
   config::RunConfig full = config;
   full.model.vocab = vocabulary(config, tokenizer);
-  if (full.train.micro_batch == 0) full.train.micro_batch = full.train.batch;
-  full = with_recompute(full, device.is_cuda(), available_memory(device));
-  if (config.train.recompute == "auto" && full.train.recompute != "none")
+  if (full.train.micro_batch == 0) full.train.micro_batch = full.train.batch / batch_parts(options);
+  full = with_recompute(full, device.is_cuda(), available_memory(device, options.local_ranks));
+  if (is_first(options) && config.train.recompute == "auto" && full.train.recompute != "none")
     log_info("train.recompute = \"", full.train.recompute, "\"",
              full.train.recompute_layers > 0
                  ? concat(", train.recompute_layers = ", full.train.recompute_layers)
@@ -398,11 +455,12 @@ void keep_tokenizer(const config::DataConfig& data, const fs::path& run_dir) {
 }  // namespace
 
 TrainResult train(const TrainOptions& options) {
-  check_run_folder(options.run_dir, options.mode);
+  const bool first = is_first(options);
+  if (first) check_run_folder(options.run_dir, options.mode);
   telemetry::Registry registry;
   telemetry::TrainMetrics metrics(registry);
   std::optional<telemetry::Exporter> exporter;
-  if (options.metrics_address) {
+  if (first && options.metrics_address) {
     exporter.emplace(registry, *options.metrics_address);
     log_info("metrics at ", exporter->url());
   }
@@ -417,28 +475,36 @@ TrainResult train(const TrainOptions& options) {
                        "; raise it with --set train.steps=N to train on");
   }
   const fs::path parent = fs::absolute(options.run_dir).parent_path();
+  // What is not built yet is built by the first rank.
+  if (!first) options.mesh->world().barrier();
   const data::Sources sources =
       data::open_sources(options.config.data, parent / "corpora", data::show_build_progress());
-  const config::RunConfig config = completed(options.config, sources.tokenizer.get(), options.device);
+  if (first && options.mesh != nullptr) options.mesh->world().barrier();
+  const config::RunConfig config = completed(options, sources.tokenizer.get());
   auto batches = data::make_training_batches(
       config.data, sources,
       {config.train.seed, config.train.sequence, config.train.batch, config.train.micro_batch,
-       config.model.vocab, data::cost_of_model(config.model)});
+       config.model.vocab, data::cost_of_model(config.model), batch_parts(options),
+       options.mesh == nullptr ? 0 : options.mesh->layout().batch_part(options.mesh->rank())});
   at::globalContext().setDeterministicAlgorithms(config.train.deterministic, /*warn_only=*/false);
 
   const Plan plan = make_plan(config, options.device.is_cuda());
-  if (const std::optional<int64_t> available = available_memory(options.device))
+  if (const std::optional<int64_t> available = available_memory(options.device, options.local_ranks))
     check_memory_fits(plan, *available);
 
   // Both refuse what cannot serve before the folder is touched.
   grid_of(config.energy);
   check_governor(governor_options(config.energy, name_of(options.device).name));
 
-  const ckpt::RunLock lock = open_run_folder(options.run_dir, options.mode);
-  write_file_atomic(options.run_dir / "config.toml", config::dump(options.config, config::DumpStyle::kFull));
-  keep_tokenizer(config.data, options.run_dir);
+  std::optional<ckpt::RunLock> lock;
+  if (first) {
+    lock.emplace(open_run_folder(options.run_dir, options.mode));
+    write_file_atomic(options.run_dir / "config.toml",
+                      config::dump(options.config, config::DumpStyle::kFull));
+    keep_tokenizer(config.data, options.run_dir);
+  }
   try {
-    Run run(options, config, sources, lock, metrics);
+    Run run(options, config, sources, lock ? &*lock : nullptr, metrics);
     if (checkpoint) run.restore(*checkpoint);
     checkpoint.reset();
     return run.train(std::move(batches));

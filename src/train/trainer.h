@@ -11,6 +11,10 @@
 #include "config/train_config.h"
 #include "train/run_folder.h"
 
+namespace moebius::parallel {
+class Mesh;
+}
+
 namespace moebius::train {
 
 struct TrainOptions {
@@ -20,6 +24,10 @@ struct TrainOptions {
   at::Device device{at::kCPU};
   std::optional<std::string> metrics_address;  // serves Prometheus text there
   bool trace = false;                          // writes trace.json
+  // The processes of the run, which all call train() with the same config; null: this one alone. The first
+  // writes the folder and shows progress, the others write nothing. config.train.batch is that of all.
+  const parallel::Mesh* mesh = nullptr;
+  int local_ranks = 1;  // processes of the run on this machine, which share its memory
 };
 
 // The run cannot go on: too many steps in a row were not finite.
