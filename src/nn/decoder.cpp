@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "base/concat.h"
 #include "nn/multi_token.h"
+#include "nn/param_gate.h"
 #include "nn/recompute.h"
 #include "ops/linear.h"
 #include "ops/linear_loss.h"
@@ -108,9 +109,14 @@ FeedForwardContext Decoder::context_of(const TokenBatch& batch, const ForwardOpt
   return context;
 }
 
-Decoder::Stream Decoder::run_block(int64_t layer, const Stream& in, const TokenBatch& batch,
+Decoder::Stream Decoder::run_block(int64_t layer, Stream in, const TokenBatch& batch,
                                    const ForwardOptions& options, DecoderOutput& output,
                                    ModelLoad& load) const {
+  if (gate_ != nullptr) {
+    const std::vector<at::Tensor> inputs = ahead_of_block(*gate_, layer, {in.x_TD, in.delta_TD});
+    in = {inputs[0], inputs[1]};
+    gate_->before(layer, Pass::forward);
+  }
   const Block& block = *blocks_[static_cast<size_t>(layer)];
   // The stream, the balance loss and the sums of the router, of which the last three may be undefined.
   const Recompute policy = recompute_of_layer(options.recompute, options.recompute_layers, layer);
@@ -164,6 +170,10 @@ Decoder::Stream Decoder::run_block(int64_t layer, const Stream& in, const TokenB
     out = run(in, [&](const char* part, const at::Tensor& value) {
       if (options.probe && value.defined()) options.probe(concat("layers.", layer, ".", part), value);
     });
+  }
+  if (gate_ != nullptr) {
+    gate_->after(layer, Pass::forward);
+    out = behind_block(*gate_, layer, std::move(out));
   }
   add_loss(output.balance_loss, out[2]);
   if (out[3].defined()) {
@@ -271,12 +281,14 @@ at::Tensor Decoder::next_logits(const at::Tensor& tokens_T, KvCache& cache) cons
   Stream stream{embed(tokens_T), {}};
   for (int64_t layer = 0; layer < config_.layers; ++layer) {
     const Block& block = *blocks_[static_cast<size_t>(layer)];
+    if (gate_ != nullptr) gate_->before(layer, Pass::forward);
     const auto [x_TD, attention_in_TD] =
         add_norm(stream.x_TD, stream.delta_TD, block.attention_norm, block.axis, block.eps);
     const at::Tensor attention_TD =
         block.attention->forward_cached(attention_in_TD, positions_T, cos_sin_PD_, layer, cache);
     const auto [sum_TD, ffn_in_TD] = add_norm(x_TD, attention_TD, block.ffn_norm, block.axis, block.eps);
     stream = {sum_TD, block.feed_forward->forward(ffn_in_TD, context).y_TD};
+    if (gate_ != nullptr) gate_->after(layer, Pass::forward);
   }
   cache.advance(count);
   const auto normed = [&](const at::Tensor& x_TD, const at::Tensor& delta_TD) {

@@ -58,6 +58,7 @@ struct DecoderOutput {
 };
 
 class MultiToken;
+class ParamGate;
 
 class Decoder {
  public:
@@ -85,6 +86,9 @@ class Decoder {
   // the last one, (V) fp32.
   at::Tensor next_logits(const at::Tensor& tokens_T, KvCache& cache) const;
 
+  // Told from now on of the blocks' use of their parameters (null: nobody is); it outlives all passes.
+  void set_gate(ParamGate* gate) { gate_ = gate; }
+
   KvCache make_cache(int64_t capacity) const;
 
   // The table of rotary angles that the last pass has used; undefined before the first.
@@ -110,7 +114,7 @@ class Decoder {
   void need_positions(int64_t count) const;
   FeedForwardContext context_of(const TokenBatch& batch, const ForwardOptions& options) const;
   // One block; adds its losses to the output and the load.
-  Stream run_block(int64_t layer, const Stream& in, const TokenBatch& batch, const ForwardOptions& options,
+  Stream run_block(int64_t layer, Stream in, const TokenBatch& batch, const ForwardOptions& options,
                    DecoderOutput& output, ModelLoad& load) const;
   // hidden_TD: after the final norm.
   void predict_further(const at::Tensor& hidden_TD, const TokenBatch& batch, const ForwardOptions& options,
@@ -125,6 +129,7 @@ class Decoder {
   Param* final_norm_ = nullptr;
   std::vector<std::unique_ptr<Block>> blocks_;  // behind those of the model, that of multi-token prediction
   std::unique_ptr<MultiToken> mtp_;             // null without it
+  ParamGate* gate_ = nullptr;
   ops::RopeScaling rope_scaling_;
   mutable at::Tensor cos_sin_PD_;       // grows with the longest sequence seen
   mutable int64_t table_context_ = -1;  // the sequence that the table's frequencies are for (dynamic scaling)
