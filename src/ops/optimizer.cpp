@@ -18,7 +18,7 @@ float correction(double beta, int64_t step) {
 
 }  // namespace
 
-at::Tensor global_norm(const std::vector<at::Tensor>& grads) {
+at::Tensor sum_of_squares(const std::vector<at::Tensor>& grads) {
   if (grads.empty()) return at::zeros({}, at::kFloat);
   const at::Device device = grads[0].device();
   at::NoGradGuard no_grad;
@@ -37,7 +37,12 @@ at::Tensor global_norm(const std::vector<at::Tensor>& grads) {
     kernels::SumSquaresArgs args{list, sum.mutable_data_ptr<float>()};
     kernel_table(device).sum_squares(args, current_stream(device));
   }
-  return sum.sqrt_();
+  return sum;
+}
+
+at::Tensor global_norm(const std::vector<at::Tensor>& grads) {
+  const at::NoGradGuard no_grad;
+  return sum_of_squares(grads).sqrt_();
 }
 
 at::Tensor clip_scale(const at::Tensor& norm, double max_norm) {

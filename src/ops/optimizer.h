@@ -7,6 +7,9 @@
 
 namespace moebius::ops {
 
+// Sum of the squares of all gradients, fp32 scalar on their device (on the CPU when there is none).
+at::Tensor sum_of_squares(const std::vector<at::Tensor>& grads);
+
 // L2 norm over all gradients, fp32 scalar on their device; not finite when any element is not.
 at::Tensor global_norm(const std::vector<at::Tensor>& grads);
 
