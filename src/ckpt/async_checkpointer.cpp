@@ -1,9 +1,10 @@
 #include "ckpt/async_checkpointer.h"
 
-#include <chrono>
 #include <exception>
 #include <utility>
 
+#include "base/clock.h"
+#include "base/concat.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "ckpt/folder.h"
@@ -11,9 +12,14 @@
 
 namespace moebius::ckpt {
 
-AsyncCheckpointer::AsyncCheckpointer(const RunLock& lock, Options options) : lock_(lock), options_(options) {
-  if (options_.background) snapshot_ = std::make_unique<Snapshot>();
-  remove_leftovers(lock_);
+AsyncCheckpointer::AsyncCheckpointer(const RunLock& lock, Options options)
+    : AsyncCheckpointer(lock.run_dir(), std::move(options)) {
+  remove_leftovers(lock);
+}
+
+AsyncCheckpointer::AsyncCheckpointer(std::filesystem::path run_dir, Options options)
+    : run_dir_(std::move(run_dir)), options_(std::move(options)) {
+  if (options_.background && options_.writers.count == 1) snapshot_ = std::make_unique<Snapshot>();
 }
 
 AsyncCheckpointer::~AsyncCheckpointer() {
@@ -22,7 +28,13 @@ AsyncCheckpointer::~AsyncCheckpointer() {
 
 void AsyncCheckpointer::write(const CheckpointMeta& meta, std::span<const PendingGroup> groups) noexcept {
   try {
-    write_checkpoint(lock_.run_dir(), meta, groups, options_.save);
+    if (options_.writers.count == 1) {
+      write_checkpoint(run_dir_, meta, groups, options_.save);
+    } else {
+      Writers writers = options_.writers;
+      writers.attempt += concat("-", num_saves_);
+      write_checkpoint(run_dir_, meta, groups, options_.save, writers);
+    }
     last_step_ = meta.step;
   } catch (const UserError& error) {
     error_ = make_error(ErrorKind::kOther, error.what());
@@ -33,7 +45,7 @@ void AsyncCheckpointer::write(const CheckpointMeta& meta, std::span<const Pendin
 }
 
 Result<void> AsyncCheckpointer::save(const CheckpointMeta& meta, std::span<const TensorGroup> groups) {
-  const auto start = std::chrono::steady_clock::now();
+  const double begin = steady_seconds();
   wait();
   std::optional<Error> previous = std::exchange(error_, std::nullopt);
   bool captured = false;
@@ -47,23 +59,45 @@ Result<void> AsyncCheckpointer::save(const CheckpointMeta& meta, std::span<const
     }
   }
   if (captured) {
-    busy_ = true;
-    writer_ = std::thread([this, meta] {
-      write(meta, snapshot_->groups());
-      busy_ = false;
-    });
+    start(meta, snapshot_->groups());
   } else {
     try {
-      save_checkpoint(lock_.run_dir(), meta, groups, options_.save);
+      save_checkpoint(run_dir_, meta, groups, options_.save);
       last_step_ = meta.step;
     } catch (const UserError& error) {
       error_ = make_error(ErrorKind::kOther, error.what());
     }
     if (!previous) previous = std::exchange(error_, std::nullopt);
   }
-  stall_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  stall_seconds_ = steady_seconds() - begin;
   if (previous) return *std::move(previous);
   return {};
+}
+
+Result<void> AsyncCheckpointer::save(const CheckpointMeta& meta, const Capture& capture) {
+  const double begin = steady_seconds();
+  wait();
+  std::optional<Error> previous = std::exchange(error_, std::nullopt);
+  const std::span<const PendingGroup> groups = capture();
+  if (options_.background) {
+    start(meta, groups);
+  } else {
+    ++num_saves_;
+    write(meta, groups);
+    if (!previous) previous = std::exchange(error_, std::nullopt);
+  }
+  stall_seconds_ = steady_seconds() - begin;
+  if (previous) return *std::move(previous);
+  return {};
+}
+
+void AsyncCheckpointer::start(const CheckpointMeta& meta, std::span<const PendingGroup> groups) {
+  ++num_saves_;
+  busy_ = true;
+  writer_ = std::thread([this, meta, groups] {
+    write(meta, groups);
+    busy_ = false;
+  });
 }
 
 Result<void> AsyncCheckpointer::finish() {

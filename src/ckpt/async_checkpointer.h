@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -26,10 +27,13 @@ class AsyncCheckpointer {
   struct Options {
     SaveOptions save;
     bool background = true;  // false: save() writes before it returns, and no copy is held
+    Writers writers;         // more than one: `attempt` becomes part of a name for each save
   };
 
   // Removes what killed writers left in the run folder. The lock must outlive this object.
   AsyncCheckpointer(const RunLock& lock, Options options);
+  // For a process that writes along with the one that has the lock, and begins after it.
+  AsyncCheckpointer(std::filesystem::path run_dir, Options options);
   ~AsyncCheckpointer();  // waits for the write in flight; logs a failure that nobody has taken
 
   // Waits for the write in flight, copies the tensors and starts to write them. The result is that of the
@@ -37,6 +41,11 @@ class AsyncCheckpointer {
   // full, …) says what was needed and which checkpoint survives, and is reported once. The new save takes
   // place in any case, so the caller may warn and train on, or stop.
   Result<void> save(const CheckpointMeta& meta, std::span<const TensorGroup> groups);
+
+  // The same for several processes, each of which captures its part: `capture` copies what is written at this
+  // moment, and the copy stays valid until the next one. All processes call it for the same steps.
+  using Capture = std::function<std::span<const PendingGroup>()>;
+  Result<void> save(const CheckpointMeta& meta, const Capture& capture);
 
   // Waits until nothing is in flight; the result of the last save unless it has been taken.
   Result<void> finish();
@@ -52,8 +61,11 @@ class AsyncCheckpointer {
   void wait();
   Result<void> take_result();
 
-  const RunLock& lock_;
+  void start(const CheckpointMeta& meta, std::span<const PendingGroup> groups);
+
+  std::filesystem::path run_dir_;
   Options options_;
+  int64_t num_saves_ = 0;
   std::unique_ptr<Snapshot> snapshot_;
   std::thread writer_;
   std::atomic<bool> busy_{false};

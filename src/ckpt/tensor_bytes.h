@@ -1,4 +1,5 @@
-// Between at::Tensor and bytes in files. Internal to ckpt.
+// Between at::Tensor and bytes in files, for ckpt and for what gathers tensors before they are written
+// (train/sharded_state.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>

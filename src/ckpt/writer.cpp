@@ -3,13 +3,18 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <future>
 #include <map>
 #include <numeric>
+#include <sstream>
 #include <system_error>
+#include <thread>
+#include <tuple>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/hash.h"
@@ -26,7 +31,7 @@ namespace fs = std::filesystem;
 // One file to be written, and where its tensors come from.
 struct PlannedShard {
   std::string file;
-  size_t group;
+  int writer;
   SafetensorsLayout layout;
   std::vector<const PendingTensor*> tensors;  // in file order
 };
@@ -44,21 +49,19 @@ void check_group_name(const std::string& name) {
   MOEBIUS_CHECK(good, "group name ", in_quotes(name), " is not made of a-z, 0-9 and '_'");
 }
 
-// Cuts the tensors of a group, by name, into runs of at most `shard_bytes`.
+// Cuts the tensors of a group, by writer and name, into runs of one writer of at most `shard_bytes`.
 std::vector<std::vector<const PendingTensor*>> cut(const PendingGroup& group, int64_t shard_bytes) {
   std::vector<const PendingTensor*> sorted;
   for (const PendingTensor& tensor : group.tensors) sorted.push_back(&tensor);
-  std::sort(sorted.begin(), sorted.end(),
-            [](const PendingTensor* a, const PendingTensor* b) { return a->spec.name < b->spec.name; });
-  for (size_t i = 1; i < sorted.size(); ++i) {
-    MOEBIUS_CHECK(sorted[i - 1]->spec.name != sorted[i]->spec.name, "two tensors of group ", group.name,
-                  " are named ", in_quotes(sorted[i]->spec.name));
-  }
+  std::sort(sorted.begin(), sorted.end(), [](const PendingTensor* a, const PendingTensor* b) {
+    return std::tie(a->writer, a->spec.name) < std::tie(b->writer, b->spec.name);
+  });
   std::vector<std::vector<const PendingTensor*>> shards;
   uint64_t filled = 0;
   for (const PendingTensor* tensor : sorted) {
     const uint64_t num_bytes = tensor->spec.num_bytes().value_or(0);
-    if (shards.empty() || filled + num_bytes > static_cast<uint64_t>(shard_bytes)) {
+    if (shards.empty() || shards.back().back()->writer != tensor->writer ||
+        filled + num_bytes > static_cast<uint64_t>(shard_bytes)) {
       shards.emplace_back();
       filled = 0;
     }
@@ -90,7 +93,7 @@ Plan make_plan(const CheckpointMeta& meta, std::span<const PendingGroup> groups,
     for (size_t i = 0; i < shards.size(); ++i) {
       char number[64];
       std::snprintf(number, sizeof number, "-%05zu-of-%05zu.safetensors", i + 1, shards.size());
-      PlannedShard shard{group.name + number, g, {}, {}};
+      PlannedShard shard{group.name + number, shards[i].front()->writer, {}, {}};
       std::vector<TensorSpec> specs;
       for (const PendingTensor* tensor : shards[i]) specs.push_back(tensor->spec);
       shard.layout = layout_safetensors(specs, {{"format", "pt"}});
@@ -104,6 +107,10 @@ Plan make_plan(const CheckpointMeta& meta, std::span<const PendingGroup> groups,
     }
     std::sort(entry.tensors.begin(), entry.tensors.end(),
               [](const ManifestTensor& a, const ManifestTensor& b) { return a.spec.name < b.spec.name; });
+    for (size_t i = 1; i < entry.tensors.size(); ++i) {
+      MOEBIUS_CHECK(entry.tensors[i - 1].spec.name != entry.tensors[i].spec.name, "two tensors of group ",
+                    group.name, " are named ", in_quotes(entry.tensors[i].spec.name));
+    }
   }
   return plan;
 }
@@ -111,9 +118,11 @@ Plan make_plan(const CheckpointMeta& meta, std::span<const PendingGroup> groups,
 // Prepares each tensor while the one before it is written. Both know the same order.
 class Ahead {
  public:
-  explicit Ahead(const std::vector<PlannedShard>& shards) {
-    for (const PlannedShard& shard : shards)
+  Ahead(const std::vector<PlannedShard>& shards, int writer) {
+    for (const PlannedShard& shard : shards) {
+      if (shard.writer != writer) continue;
       for (const PendingTensor* tensor : shard.tensors) tensors_.push_back(tensor);
+    }
     begin_next();
   }
 
@@ -191,45 +200,119 @@ struct Unfinished {
   }
 };
 
+// What a process leaves in the unfinished folder when it is through: a line for each of its shards with file
+// name and checksum, or kFailed and why.
+constexpr std::string_view kFailed = "failed: ";
+fs::path record_of(const fs::path& folder, int writer) {
+  return folder / concat(".writer-", writer);
+}
+
+void write_shards(const fs::path& folder, Plan& plan, int writer) {
+  Ahead ahead(plan.shards, writer);
+  for (size_t i = 0; i < plan.shards.size(); ++i) {
+    if (plan.shards[i].writer == writer)
+      plan.manifest.shards[i].xxh3 = write_shard(folder / plan.shards[i].file, plan.shards[i], ahead);
+  }
+}
+
+void leave_record(const fs::path& folder, const Plan& plan, int writer) {
+  std::string text;
+  for (size_t i = 0; i < plan.shards.size(); ++i) {
+    if (plan.shards[i].writer == writer)
+      text += concat(plan.shards[i].file, " ", hash_hex(plan.manifest.shards[i].xxh3), "\n");
+  }
+  write_file_atomic(record_of(folder, writer), text);
+}
+
+// Waits until the others are through, and fills in their checksums.
+void take_records(const fs::path& folder, Plan& plan, const Writers& writers) {
+  constexpr auto kPause = std::chrono::milliseconds(20);
+  const double deadline = steady_seconds() + writers.timeout_s;
+  std::map<std::string, uint64_t> checksums;
+  for (int writer = 1; writer < writers.count; ++writer) {
+    const fs::path record = record_of(folder, writer);
+    std::error_code error;
+    while (!fs::exists(record, error)) {
+      if (steady_seconds() > deadline)
+        throw_user_error("process ", writer, " has not written its shards within ", writers.timeout_s, " s");
+      std::this_thread::sleep_for(kPause);
+    }
+    const std::string text = read_file(record);
+    if (text.starts_with(kFailed))
+      throw_user_error("process ", writer, " could not write its shards: ", text.substr(kFailed.size()));
+    std::istringstream lines(text);
+    std::string file, digits;
+    while (lines >> file >> digits) checksums[file] = std::stoull(digits, nullptr, 16);
+    fs::remove(record, error);
+  }
+  for (size_t i = 0; i < plan.shards.size(); ++i) {
+    if (plan.shards[i].writer == 0) continue;
+    const auto found = checksums.find(plan.shards[i].file);
+    MOEBIUS_CHECK(found != checksums.end(), "process ", plan.shards[i].writer, " did not write ",
+                  plan.shards[i].file);
+    plan.manifest.shards[i].xxh3 = found->second;
+  }
+}
+
 }  // namespace
 
 fs::path write_checkpoint(const fs::path& run_dir, const CheckpointMeta& meta,
                           std::span<const PendingGroup> groups, const SaveOptions& options) {
+  return write_checkpoint(run_dir, meta, groups, options, {.attempt = std::to_string(::getpid())});
+}
+
+fs::path write_checkpoint(const fs::path& run_dir, const CheckpointMeta& meta,
+                          std::span<const PendingGroup> groups, const SaveOptions& options,
+                          const Writers& writers) {
   Plan plan = make_plan(meta, groups, options);
   const fs::path target = step_dir(run_dir, meta.step);
+  const fs::path folder =
+      checkpoints_dir(run_dir) / concat(".tmp-", target.filename().string().substr(5), "-", writers.attempt);
+  const bool is_first = writers.rank == 0;
+  // The first removes the folder when it is not published, whoever failed.
+  Unfinished unfinished{is_first ? folder : fs::path()};
+  std::string reason, failure;
   try {
     make_folders(checkpoints_dir(run_dir));
-    const int64_t free = free_bytes(checkpoints_dir(run_dir));
-    if (plan.num_bytes > static_cast<uint64_t>(std::max<int64_t>(free, 0))) {
-      throw_user_error("the disk is full: ", format_bytes(static_cast<int64_t>(plan.num_bytes)), " needed, ",
-                       format_bytes(free), " free in '", checkpoints_dir(run_dir).string(),
-                       "'; free some space, lower checkpoint.keep or choose another run folder");
+    if (is_first) {
+      const int64_t free = free_bytes(checkpoints_dir(run_dir));
+      if (plan.num_bytes > static_cast<uint64_t>(std::max<int64_t>(free, 0))) {
+        throw_user_error("the disk is full: ", format_bytes(static_cast<int64_t>(plan.num_bytes)),
+                         " needed, ", format_bytes(free), " free in '", checkpoints_dir(run_dir).string(),
+                         "'; free some space, lower checkpoint.keep or choose another run folder");
+      }
+      if (writers.count == 1) remove_tree(folder);
     }
-    Unfinished unfinished{checkpoints_dir(run_dir) /
-                          concat(".tmp-", target.filename().string().substr(5), "-", ::getpid())};
-    remove_tree(unfinished.path);
-    make_folders(unfinished.path);
-    Ahead ahead(plan.shards);
-    for (size_t i = 0; i < plan.shards.size(); ++i) {
-      plan.manifest.shards[i].xxh3 =
-          write_shard(unfinished.path / plan.shards[i].file, plan.shards[i], ahead);
+    make_folders(folder);
+    write_shards(folder, plan, writers.rank);
+    if (!is_first) {
+      leave_record(folder, plan, writers.rank);
+      return target;
     }
+    take_records(folder, plan, writers);
     const std::string manifest = manifest_text(plan.manifest);
     if (manifest.size() > kMaxManifestBytes) {
       throw_user_error("its manifest would have ", format_bytes(static_cast<int64_t>(manifest.size())),
                        ", more than ", format_bytes(static_cast<int64_t>(kMaxManifestBytes)),
                        "; store less in the config and state");
     }
-    write_file_atomic(unfinished.path / kManifestFile, manifest);
-    publish_folder(unfinished.path, target);
+    write_file_atomic(folder / kManifestFile, manifest);
+    publish_folder(folder, target);
     unfinished.path.clear();
   } catch (const UserError& error) {
-    throw_user_error("checkpoint of step ", meta.step, " (",
-                     format_bytes(static_cast<int64_t>(plan.num_bytes)), ") was not saved: ", error.what(),
-                     ". ", survivor(run_dir));
+    reason = error.what();
+    failure = concat("checkpoint of step ", meta.step, " (",
+                     format_bytes(static_cast<int64_t>(plan.num_bytes)), ") was not saved: ", reason);
   } catch (const fs::filesystem_error& error) {
-    throw_user_error("checkpoint of step ", meta.step, " was not saved: ", error.what(), ". ",
-                     survivor(run_dir));
+    reason = error.what();
+    failure = concat("checkpoint of step ", meta.step, " was not saved: ", reason);
+  }
+  if (!failure.empty()) {
+    try {
+      if (!is_first) write_file_atomic(record_of(folder, writers.rank), concat(kFailed, reason));
+    } catch (const std::exception&) {  // the first runs into its timeout
+    }
+    throw_user_error(failure, ". ", survivor(run_dir));
   }
   prune(run_dir, meta.step, options.keep);
   return target;

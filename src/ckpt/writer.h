@@ -29,6 +29,14 @@ struct SaveOptions {
   int64_t keep = 2;
 };
 
+// Several processes that see one file system write a checkpoint together: each its own shards, and the first
+// the manifest, when all have finished.
+struct Writers {
+  int rank = 0, count = 1;
+  std::string attempt;     // the same on all of them, and never used before in this run folder
+  double timeout_s = 600;  // how long the first waits for the others
+};
+
 using ByteSink = std::function<void(std::span<const std::byte>)>;
 
 struct PendingTensor {
@@ -38,6 +46,7 @@ struct PendingTensor {
   // Called once before emit, on another thread while the tensor before is being written, for what takes time.
   // One at a time, in the order of writing. May be empty.
   std::function<void()> prepare = {};
+  int writer = 0;  // which of several processes writes it; the others know its spec only
 };
 
 struct PendingGroup {
@@ -51,5 +60,12 @@ struct PendingGroup {
 // and which checkpoint survives; nothing is left of the attempt. One writer per run folder (RunLock).
 std::filesystem::path write_checkpoint(const std::filesystem::path& run_dir, const CheckpointMeta& meta,
                                        std::span<const PendingGroup> groups, const SaveOptions& options);
+
+// The same by several processes, which give the same meta, specs and writers. Returns on the first when the
+// checkpoint is complete, on the others when their shards are on the disk. A failure of one is thrown there
+// and on the first, naming the process.
+std::filesystem::path write_checkpoint(const std::filesystem::path& run_dir, const CheckpointMeta& meta,
+                                       std::span<const PendingGroup> groups, const SaveOptions& options,
+                                       const Writers& writers);
 
 }  // namespace moebius::ckpt

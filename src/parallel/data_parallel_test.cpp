@@ -6,51 +6,15 @@
 
 #include <mutex>
 
-#include "base/philox.h"
 #include "moe/moe_feed_forward.h"
 #include "nn/decoder.h"
 #include "ops/optimizer.h"
+#include "parallel/small_model.h"
 #include "parallel/solo_communicator.h"
 #include "parallel/thread_group.h"
 
 namespace moebius::parallel {
 namespace {
-
-constexpr int64_t kTokens = 24, kVocab = 50, kLayers = 3;
-
-config::ModelConfig zero_model() {
-  config::ModelConfig model;
-  model.layers = kLayers;
-  model.dim = 32;
-  model.heads = 4;
-  model.kv_heads = 2;
-  model.ffn_dim = 48;
-  model.vocab = kVocab;
-  model.qk_norm = "head";
-  model.init_std = 0.1;
-  model.moe.experts = 4;
-  model.moe.top_k = 2;
-  model.moe.expert_dim = 24;
-  model.moe.dense_layers = {0};
-  model.moe.balance.aux_loss = 0;
-  model.moe.balance.z_loss = 0.001;
-  return model;
-}
-
-nn::TokenBatch tokens_of(int64_t step, int64_t micro) {
-  const Philox random(11, "tokens", static_cast<uint64_t>(step));
-  nn::TokenBatch batch;
-  batch.documents.cu_seqlens = {0, kTokens / 3, kTokens};
-  batch.documents.max_length = batch.max_position = kTokens - kTokens / 3;
-  batch.positions_T =
-      at::cat({at::arange(kTokens / 3, at::kInt), at::arange(kTokens - kTokens / 3, at::kInt)});
-  batch.tokens_T = at::empty({kTokens}, at::kLong);
-  for (int64_t i = 0; i < kTokens; ++i)
-    batch.tokens_T[i] =
-        static_cast<int64_t>(random.below(static_cast<uint64_t>(micro * kTokens + i), kVocab / 2));
-  batch.targets_T = (batch.tokens_T * 3 + 1).remainder(kVocab);
-  return batch;
-}
 
 struct Setup {
   int64_t stage = 0;
@@ -74,7 +38,7 @@ struct Outcome {
 
 // One rank's run. The loss is summed over the ranks outside of what is measured.
 Outcome train_rank(const Setup& setup, Communicator& data, Communicator& aside) {
-  auto decoder = moe::make_decoder(zero_model());
+  auto decoder = moe::make_decoder(small_model());
   decoder->params().allocate(setup.dtype, at::kCPU);
   decoder->params().initialise(5);
   const DataAxes axes{{&data, nullptr}, {&data, nullptr}, &aside};
@@ -103,9 +67,9 @@ Outcome train_rank(const Setup& setup, Communicator& data, Communicator& aside) 
   for (int64_t step = 1; step <= setup.steps; ++step) {
     at::Tensor loss = at::zeros({});
     for (int64_t i = 0; i < own; ++i) {
-      const nn::TokenBatch batch = tokens_of(step, own * data.rank() + i);
+      const nn::TokenBatch batch = small_batch(step, own * data.rank() + i);
       const nn::DecoderOutput output = decoder->forward(batch, options);
-      const double scale = 1.0 / static_cast<double>(kTokens * setup.micro_batches);
+      const double scale = 1.0 / static_cast<double>(kSmallTokens * setup.micro_batches);
       at::Tensor total = decoder->loss(output.hidden_TD, batch.targets_T, scale);
       loss += total.detach();
       total = total + output.balance_loss / static_cast<double>(setup.micro_batches);
@@ -227,7 +191,7 @@ TEST(DataParallelTest, sends_what_theory_says) {
       EXPECT_EQ(gathers, 0);
     } else {
       EXPECT_LT(gathers, 2 * block_ring * kOwn * kSteps);
-      EXPECT_GE(gathers, (2 * kLayers - 1) * block_ring / kLayers * kOwn * kSteps * 9 / 10);
+      EXPECT_GE(gathers, (2 * kSmallLayers - 1) * block_ring / kSmallLayers * kOwn * kSteps * 9 / 10);
     }
     // Gaps between parameters are the only bytes that theory lacks.
     int64_t values = 0;
@@ -270,7 +234,7 @@ TEST(DataParallelTest, evaluation_passes_gather_and_release_too) {
   data.run([&](Communicator& comm) {
     std::vector<at::Tensor> hidden;
     for (const int64_t stage : {0, 3}) {
-      auto decoder = moe::make_decoder(zero_model());
+      auto decoder = moe::make_decoder(small_model());
       decoder->params().allocate(at::kFloat, at::kCPU);
       decoder->params().initialise(5);
       const DataAxes axes{{&comm, nullptr}, {&comm, nullptr}, &comm};
@@ -278,10 +242,10 @@ TEST(DataParallelTest, evaluation_passes_gather_and_release_too) {
       decoder->set_gate(&parallel);
       const int64_t before = parallel.held_bytes().parameters;
       const at::NoGradGuard no_grad;
-      const nn::TokenBatch batch = tokens_of(1, 0);
+      const nn::TokenBatch batch = small_batch(1, 0);
       hidden.push_back(decoder->forward(batch, {}).hidden_TD);
       EXPECT_EQ(parallel.held_bytes().parameters, before);
-      nn::KvCache cache = decoder->make_cache(kTokens);
+      nn::KvCache cache = decoder->make_cache(kSmallTokens);
       hidden.push_back(decoder->next_logits(batch.tokens_T, cache));
       EXPECT_EQ(parallel.held_bytes().parameters, before);
     }

@@ -10,6 +10,7 @@
 #include "config/train_config.h"
 #include "nn/param.h"
 #include "ops/optimizer.h"
+#include "parallel/data_parallel.h"
 
 namespace moebius::train {
 
@@ -21,12 +22,16 @@ class AdamW {
   // Allocates moments (zeros) and, for bf16 parameters when asked for, fp32 master weights (copies of the
   // parameters: construct after they have their values). The table must outlive the optimizer.
   AdamW(const config::OptimizerConfig& config, nn::ParamTable& params);
+  // Updates the slices alone, and has state for no more.
+  AdamW(const config::OptimizerConfig& config, const std::vector<parallel::OwnedSlice>& slices);
 
-  // Global norm of the gradients that exist, fp32 scalar on the device, and the clipping factor of it.
+  // Sum of the squares of the gradients that exist, fp32 scalar on the device.
+  at::Tensor sum_of_squares() const;
+  // Global norm and the clipping factor of it.
   struct Clip {
     at::Tensor norm, scale;
   };
-  Clip clip() const;
+  Clip clip(const at::Tensor& sum_of_squares) const;
 
   // One step (`step` counts from 1) with the learning rate `lr`; parameters without a gradient are left
   // alone. Nothing changes when clip.scale is not finite. Then the gradients are released.
@@ -39,17 +44,34 @@ class AdamW {
   void release_gradients();
 
   // Names "m.<parameter>", "v.<parameter>", "master.<parameter>"; with moments in eight bits also "m_scale."
-  // and "v_scale.".
+  // and "v_scale.". Of slices the parts that they have, flat.
   std::vector<ckpt::NamedTensor> tensors() const;
+
+  // One tensor of the state and what of the parameter it is for: elements [begin, end) of those that this
+  // process holds; `unit` of them share one element of the tensor.
+  struct State {
+    std::string name;
+    const nn::Param* param;
+    int64_t begin, end, unit;
+    at::Tensor tensor;
+  };
+  std::vector<State> state() const;
 
  private:
   struct Slot {
     nn::Param* param;
+    int64_t begin, end;
+    at::Tensor value, grad;  // grad undefined: that of the parameter
     at::Tensor m, v, master;
     at::Tensor m_scale, v_scale;  // of moments in eight bits
     double lr_scale;
     double weight_decay;
   };
+  static const at::Tensor& grad_of(const Slot& slot) {
+    return slot.grad.defined() ? slot.grad : slot.param->value.grad();
+  }
+  void add_slot(nn::Param& param, int64_t begin, int64_t end, const at::Tensor& value,
+                const at::Tensor& grad);
   void apply(double lr, int64_t step, const at::Tensor& scalars, const at::Tensor& clip_scale);
   ops::AdamWOptions options(int64_t step) const { return {config_.beta1, config_.beta2, config_.eps, step}; }
 

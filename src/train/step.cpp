@@ -160,7 +160,7 @@ at::Tensor TrainStep::compute(const Work& work) {
   const telemetry::Span span("optimizer", "train");
   mark(energy::Phase::kOptimizer);
   const at::NoGradGuard no_grad;
-  const AdamW::Clip clip = optimizer_.clip();
+  const AdamW::Clip clip = optimizer_.clip(optimizer_.sum_of_squares());
   if (work.scalars.defined()) {
     optimizer_.step(work.scalars, clip.scale);
   } else {

@@ -168,7 +168,7 @@ class Verifier {
       if (last) break;
       total_.backward();
       if (first) compare_gradients();
-      adamw.step(optimizer.lr, step + 1, adamw.clip().scale);
+      adamw.step(optimizer.lr, step + 1, adamw.clip(adamw.sum_of_squares()).scale);
     }
     compare_parameters();
     if (golden_.has(kPredicted)) compare_predicted();
