@@ -14,6 +14,20 @@ const int32_t* valid_rows(const Routing& routing) {
 
 }  // namespace
 
+at::Tensor gather_rows(const at::Tensor& from, const at::Tensor& index_R, int64_t divisor) {
+  at::Tensor rows = at::empty({index_R.size(0), from.size(1)}, from.options());
+  kernels::GatherRowsArgs args{};
+  args.src = from.const_data_ptr();
+  args.order = index_R.const_data_ptr<int32_t>();
+  args.rows = rows.mutable_data_ptr();
+  args.num_rows = rows.size(0);
+  args.width = rows.size(1);
+  args.top_k = divisor;
+  args.dtype = kernel_dtype(from);
+  kernel_table(from.device()).gather_rows(args, current_stream(from.device()));
+  return rows;
+}
+
 at::Tensor activate_rows(const at::Tensor& gate_up_R2F, const Routing& routing) {
   const int64_t num_rows = gate_up_R2F.size(0), width = gate_up_R2F.size(1) / 2;
   at::Tensor act_RF = at::empty({num_rows, width}, gate_up_R2F.options());

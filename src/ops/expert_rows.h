@@ -8,6 +8,9 @@
 
 namespace moebius::ops {
 
+// Row index[r] / divisor of a tensor for each r, as a copy; zeros where index[r] < 0.
+at::Tensor gather_rows(const at::Tensor& from, const at::Tensor& index_R, int64_t divisor);
+
 // silu(gate) * up of the rows in use; the others become zero.
 at::Tensor activate_rows(const at::Tensor& gate_up_R2F, const Routing& routing);
 

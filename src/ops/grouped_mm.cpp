@@ -69,18 +69,7 @@ at::Tensor cut_down(const at::Tensor& tensor, int64_t rows, int64_t columns) {
 // The rows of an operand, one after the other.
 at::Tensor copied(const RowOperand& operand) {
   if (!operand.index_R.defined()) return operand.tensor;
-  const at::Tensor& from = operand.tensor;
-  at::Tensor rows = at::empty({operand.num_rows(), from.size(1)}, from.options());
-  kernels::GatherRowsArgs args{};
-  args.src = from.const_data_ptr();
-  args.order = operand.index_R.const_data_ptr<int32_t>();
-  args.rows = rows.mutable_data_ptr();
-  args.num_rows = rows.size(0);
-  args.width = rows.size(1);
-  args.top_k = operand.divisor;
-  args.dtype = kernel_dtype(from);
-  kernel_table(from.device()).gather_rows(args, current_stream(from.device()));
-  return rows;
+  return gather_rows(operand.tensor, operand.index_R, operand.divisor);
 }
 
 // True when a kernel has done it, with the operands as they are or with gathered rows copied. Else the

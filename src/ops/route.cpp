@@ -231,6 +231,26 @@ at::Tensor choose_in_groups(const at::Tensor& logits_TE, const at::Tensor& bias_
       .to(at::kInt);
 }
 
+SlotOrder sort_by_expert(const at::Tensor& experts_TK, int64_t num_experts, int64_t capacity) {
+  MOEBIUS_CHECK(experts_TK.scalar_type() == at::kInt && experts_TK.is_contiguous(), "experts are ",
+                experts_TK.sizes(), " ", experts_TK.scalar_type());
+  const int64_t num_slots = experts_TK.numel();
+  const auto i32 = experts_TK.options();
+  SlotOrder sorted{at::empty({num_slots}, i32), at::empty({num_slots}, i32),
+                   num_slots == 0 ? at::zeros({num_experts + 1}, i32) : at::empty({num_experts + 1}, i32)};
+  if (num_slots == 0) return sorted;
+  kernels::SortByExpertArgs args{};
+  args.experts = experts_TK.const_data_ptr<int32_t>();
+  args.num_slots = num_slots;
+  args.num_experts = num_experts;
+  args.capacity = capacity;
+  args.order = sorted.order_R.mutable_data_ptr<int32_t>();
+  args.inverse = sorted.inverse_R.mutable_data_ptr<int32_t>();
+  args.offsets = sorted.offsets_E1.mutable_data_ptr<int32_t>();
+  kernel_table(experts_TK.device()).sort_by_expert(args, current_stream(experts_TK.device()));
+  return sorted;
+}
+
 Routing route(const at::Tensor& logits_TE, const at::Tensor& bias_E, const at::Tensor& segments_T,
               int64_t num_segments, const RouteOptions& options) {
   check_input(logits_TE, bias_E, segments_T, num_segments, options);
@@ -239,8 +259,6 @@ Routing route(const at::Tensor& logits_TE, const at::Tensor& bias_E, const at::T
   if (segments_T.defined()) segments = segments_T.contiguous();
   const variable_list out = Route::apply(logits_TE.contiguous(), bias, segments, num_segments, options);
 
-  const int64_t num_experts = logits_TE.size(1), num_slots = logits_TE.size(0) * options.top_k;
-  const auto i32 = out[1].options();
   Routing routing;
   routing.weights_TK = out[0];
   routing.experts_TK = out[1];
@@ -249,20 +267,10 @@ Routing route(const at::Tensor& logits_TE, const at::Tensor& bias_E, const at::T
   routing.counts_E = out[4];
   routing.entropy = out[5];
   routing.prob_sum_SE = out[6];
-  routing.order_R = at::empty({num_slots}, i32);
-  routing.inverse_R = at::empty({num_slots}, i32);
-  routing.offsets_E1 = num_slots == 0 ? at::zeros({num_experts + 1}, i32) : at::empty({num_experts + 1}, i32);
-  if (num_slots > 0) {
-    kernels::SortByExpertArgs args{};
-    args.experts = routing.experts_TK.const_data_ptr<int32_t>();
-    args.num_slots = num_slots;
-    args.num_experts = num_experts;
-    args.capacity = options.capacity;
-    args.order = routing.order_R.mutable_data_ptr<int32_t>();
-    args.inverse = routing.inverse_R.mutable_data_ptr<int32_t>();
-    args.offsets = routing.offsets_E1.mutable_data_ptr<int32_t>();
-    kernel_table(logits_TE.device()).sort_by_expert(args, current_stream(logits_TE.device()));
-  }
+  SlotOrder sorted = sort_by_expert(routing.experts_TK, logits_TE.size(1), options.capacity);
+  routing.order_R = std::move(sorted.order_R);
+  routing.inverse_R = std::move(sorted.inverse_R);
+  routing.offsets_E1 = std::move(sorted.offsets_E1);
   return routing;
 }
 

@@ -22,7 +22,8 @@ struct RouteOptions {
   // Tokens are counted for the balance loss per segment (sequence) when segments are given to route().
 };
 
-// What the experts, the losses and the statistics need to know. Sizes never depend on the choices.
+// What the experts, the losses and the statistics need to know. Sizes never depend on the choices (the
+// products accept an order_R without its unused tail).
 struct Routing {
   at::Tensor weights_TK;  // fp32, differentiable
   at::Tensor experts_TK;  // int32
@@ -42,6 +43,15 @@ struct Routing {
 // al. 2024 (loss-free balancing).
 Routing route(const at::Tensor& logits_TE, const at::Tensor& bias_E, const at::Tensor& segments_T,
               int64_t num_segments, const RouteOptions& options);
+
+// Slots (t*K + k) in the order of their experts, as in Routing.
+struct SlotOrder {
+  at::Tensor order_R, inverse_R, offsets_E1;
+};
+
+// Stable order of the slots of experts_TK (int32, in [0, num_experts)); those past the first `capacity` of an
+// expert (-1: none) are dropped.
+SlotOrder sort_by_expert(const at::Tensor& experts_TK, int64_t num_experts, int64_t capacity = -1);
 
 // The choice of experts (T, K) int32 by libtorch's operators, for devices whose kernel knows no groups: by
 // descending selection score, equal ones by index, without host synchronisation.
