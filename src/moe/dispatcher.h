@@ -5,12 +5,14 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
+
 #include "ops/biased_experts.h"
 #include "ops/route.h"
 
 namespace moebius::moe {
 
-// The weights of the experts that this process holds.
+// The weights of the experts that this process holds: all of them, or a block of neighbouring ones.
 struct ExpertWeights {
   at::Tensor gate_up_E2FD;    // (E, 2F, D)
   at::Tensor down_EDF;        // (E, D, F)
@@ -21,16 +23,17 @@ class TokenDispatcher {
  public:
   virtual ~TokenDispatcher() = default;
   // y_TD = sum_k weight[t, k] * expert_{choice[t, k]}(x_t), with autograd in x, the routing weights and the
-  // experts' weights. `recompute`: keep less for the backward pass.
+  // experts' weights. `recompute`: keep less for the backward pass. `meanwhile` is called once, wherever it
+  // hides best: it may compute what does not depend on the result, on the same thread.
   virtual at::Tensor apply(const at::Tensor& x_TD, const ops::Routing& routing, const ExpertWeights& experts,
-                           bool recompute) const = 0;
+                           bool recompute, const std::function<void()>& meanwhile) const = 0;
 };
 
 // All experts in this process: one fused operator (ops/experts.h).
 class LocalDispatcher final : public TokenDispatcher {
  public:
   at::Tensor apply(const at::Tensor& x_TD, const ops::Routing& routing, const ExpertWeights& experts,
-                   bool recompute) const override;
+                   bool recompute, const std::function<void()>& meanwhile) const override;
 };
 
 }  // namespace moebius::moe

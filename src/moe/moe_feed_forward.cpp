@@ -120,8 +120,11 @@ nn::FeedForwardResult MoeFeedForward::forward(const at::Tensor& x_TD,
   const at::Tensor in_TD = nn::enter(axis_, x_TD, context.num_tokens);
   const ops::Routing routing = route(in_TD, context);
   nn::FeedForwardResult result;
-  result.y_TD = dispatcher_->apply(in_TD, routing, experts(), context.discards != nullptr);
-  if (shared_) result.y_TD = result.y_TD + shared_summand(in_TD, context);
+  at::Tensor shared_TD;
+  result.y_TD = dispatcher_->apply(in_TD, routing, experts(), context.discards != nullptr, [&] {
+    if (shared_) shared_TD = shared_summand(in_TD, context);
+  });
+  if (shared_TD.defined()) result.y_TD = result.y_TD + shared_TD;
   result.y_TD = nn::leave(axis_, result.y_TD);
   if (context.with_losses) add_losses(routing, context.load_sum, result);
   return result;
