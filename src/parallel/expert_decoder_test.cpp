@@ -1,0 +1,181 @@
+// Whole decoders whose experts are spread over ranks, against one that has them all.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "moe/moe_feed_forward.h"
+#include "ops/cases/check.h"
+#include "ops/cases/tolerance.h"
+#include "parallel/expert_dispatcher.h"
+#include "parallel/thread_group.h"
+
+namespace moebius::parallel {
+namespace {
+
+using ops::cases::OpClass;
+
+config::ModelConfig small_model() {
+  config::ModelConfig model;
+  model.layers = 3;
+  model.dim = 24;
+  model.heads = 4;
+  model.kv_heads = 2;
+  model.head_dim = 8;
+  model.ffn_dim = 40;
+  model.vocab = 50;
+  model.init_std = 0.3;
+  model.moe.experts = 8;
+  model.moe.top_k = 3;
+  model.moe.expert_dim = 12;
+  model.moe.shared_experts = 1;
+  model.moe.dense_layers = {1};
+  model.moe.balance.z_loss = 0.01;
+  model.moe.balance.aux_loss = 0.02;
+  return model;
+}
+
+// Two documents, other ones on every rank.
+nn::TokenBatch batch_of(int rank) {
+  nn::TokenBatch batch;
+  const std::vector<int64_t> lengths{9 + rank, 14 - 2 * rank};
+  batch.documents.cu_seqlens = {0};
+  std::vector<at::Tensor> positions;
+  for (const int64_t length : lengths) {
+    batch.documents.cu_seqlens.push_back(batch.documents.cu_seqlens.back() + static_cast<int32_t>(length));
+    batch.documents.max_length = std::max(batch.documents.max_length, length);
+    positions.push_back(at::arange(length, at::kInt));
+  }
+  const int64_t count = batch.documents.cu_seqlens.back();
+  batch.max_position = batch.documents.max_length;
+  batch.positions_T = at::cat(positions);
+  batch.tokens_T = (at::arange(count, at::kLong) * (7 + 2 * rank) + 3).remainder(50);
+  batch.targets_T = (at::arange(count, at::kLong) * 11 + rank).remainder(50);
+  return batch;
+}
+
+class Choices final : public nn::RoutingObserver {
+ public:
+  void observe(int64_t, const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t) override {}
+  void decided(int64_t, const at::Tensor&, const at::Tensor& experts_TK, const at::Tensor&) override {
+    all.push_back(experts_TK.clone());
+  }
+  std::vector<at::Tensor> all;
+};
+
+struct Outcome {
+  double loss = 0;
+  std::vector<at::Tensor> choices;
+  std::map<std::string, at::Tensor> grads;
+};
+
+// Forward and backward over the batches of the given ranks, as micro-batches of a step with num_ranks of
+// them.
+Outcome outcome_of(nn::Decoder& decoder, const std::vector<int>& ranks, int num_ranks,
+                   nn::Recompute recompute) {
+  Outcome outcome;
+  Choices choices;
+  nn::ForwardOptions options;
+  options.recompute = recompute;
+  options.with_losses = true;
+  for (const int rank : ranks) {
+    const nn::TokenBatch batch = batch_of(rank);
+    options.observer = &choices;
+    const nn::DecoderOutput output = decoder.forward(batch, options);
+    const at::Tensor loss =
+        decoder.loss(output.hidden_TD, batch.targets_T, 0.02) + output.balance_loss / num_ranks;
+    loss.backward();
+    outcome.loss += loss.item<double>();
+  }
+  outcome.choices = choices.all;
+  for (const nn::Param& param : decoder.params().params())
+    if (!param.spec.is_buffer) outcome.grads[param.spec.name] = param.value.grad();
+  return outcome;
+}
+
+// This rank's experts out of all.
+void keep_local_experts(nn::ParamTable& params, const Communicator& ep) {
+  for (nn::Param& param : params.params()) {
+    if (param.spec.klass != nn::ParamClass::expert) continue;
+    const int64_t count = param.spec.dims[0] / ep.size();
+    param.value = param.value.detach().narrow(0, ep.rank() * count, count).clone().requires_grad_(true);
+  }
+}
+
+std::unique_ptr<nn::Decoder> make(const config::ModelConfig& model,
+                                  std::shared_ptr<const moe::TokenDispatcher> dispatcher) {
+  auto decoder = moe::make_decoder(model, std::move(dispatcher));
+  decoder->params().allocate(at::kFloat, at::kCPU);
+  decoder->params().initialise(5);
+  return decoder;
+}
+
+void expect_equal_outcome(const config::ModelConfig& model, int num_ranks, int64_t chunks,
+                          nn::Recompute recompute) {
+  std::vector<int> all_ranks;
+  for (int rank = 0; rank < num_ranks; ++rank) all_ranks.push_back(rank);
+  const Outcome want = outcome_of(*make(model, nullptr), all_ranks, num_ranks, recompute);
+
+  std::vector<Outcome> have(static_cast<size_t>(num_ranks));
+  ThreadGroup group(num_ranks, "ep");
+  group.run([&](Communicator& ep) {
+    const auto decoder = make(model, std::make_shared<ExpertDispatcher>(ep, model.moe.experts, chunks));
+    keep_local_experts(decoder->params(), ep);
+    have[static_cast<size_t>(ep.rank())] = outcome_of(*decoder, {ep.rank()}, num_ranks, recompute);
+  });
+
+  double loss = 0;
+  std::vector<at::Tensor> choices;
+  for (const Outcome& rank : have) {
+    loss += rank.loss;
+    choices.insert(choices.end(), rank.choices.begin(), rank.choices.end());
+  }
+  EXPECT_NEAR(loss, want.loss, 1e-6 * want.loss);
+  ASSERT_EQ(choices.size(), want.choices.size());
+  for (size_t i = 0; i < choices.size(); ++i) EXPECT_TRUE(at::equal(choices[i], want.choices[i])) << i;
+  for (const auto& [name, grad] : want.grads) {
+    at::Tensor sum;
+    if (have[0].grads.at(name).size(0) == grad.size(0)) {
+      sum = have[0].grads.at(name).clone();
+      for (size_t rank = 1; rank < have.size(); ++rank) sum += have[rank].grads.at(name);
+    } else {  // experts: what the ranks have, one after the other
+      std::vector<at::Tensor> parts;
+      for (const Outcome& rank : have) parts.push_back(rank.grads.at(name));
+      sum = at::cat(parts);
+    }
+    EXPECT_LE(ops::cases::normalised_error(sum.to(at::kDouble), grad.to(at::kDouble)),
+              ops::cases::tolerance(OpClass::layer, at::kFloat))
+        << name;
+  }
+}
+
+TEST(SpreadDecoder, has_the_losses_choices_and_gradients_of_one_process) {
+  for (const int num_ranks : {2, 4}) {
+    for (const int64_t chunks : {1, 3}) {
+      SCOPED_TRACE(testing::Message() << num_ranks << " ranks, " << chunks << " chunks");
+      expect_equal_outcome(small_model(), num_ranks, chunks, nn::Recompute::none);
+    }
+  }
+}
+
+TEST(SpreadDecoder, recomputes_layers_with_their_exchanges) {
+  for (const nn::Recompute recompute : {nn::Recompute::selective, nn::Recompute::full}) {
+    SCOPED_TRACE(static_cast<int>(recompute));
+    expect_equal_outcome(small_model(), 2, 2, recompute);
+  }
+}
+
+TEST(SpreadDecoder, takes_biases_and_groups) {
+  config::ModelConfig model = small_model();
+  model.moe.expert_bias = model.moe.router_bias = true;
+  model.moe.activation = "clamped_swiglu";
+  model.moe.groups = 4;
+  model.moe.top_groups = 2;
+  expect_equal_outcome(model, 4, 2, nn::Recompute::none);
+}
+
+}  // namespace
+}  // namespace moebius::parallel
