@@ -1,0 +1,84 @@
+#include "parallel/watched_communicator.h"
+
+#include <utility>
+
+#include "base/clock.h"
+
+namespace moebius::parallel {
+namespace {
+
+class Stopwatch {
+ public:
+  explicit Stopwatch(std::atomic<double>& total) : total_(total) {}
+  ~Stopwatch() { total_.fetch_add(steady_seconds() - begin_, std::memory_order_relaxed); }
+
+ private:
+  std::atomic<double>& total_;
+  double begin_ = steady_seconds();
+};
+
+class WatchedWork final : public Pending::Work {
+ public:
+  WatchedWork(Pending inner, std::shared_ptr<std::atomic<double>> waited)
+      : inner_(std::move(inner)), waited_(std::move(waited)) {}
+  void wait() override {
+    const Stopwatch stopwatch(*waited_);
+    inner_.wait();
+  }
+  bool is_done() override { return inner_.is_done(); }
+
+ private:
+  Pending inner_;
+  std::shared_ptr<std::atomic<double>> waited_;
+};
+
+}  // namespace
+
+WatchedCommunicator::WatchedCommunicator(std::unique_ptr<Communicator> inner, bool overlaps)
+    : inner_(std::move(inner)), overlaps_(overlaps) {}
+
+WatchedCommunicator::~WatchedCommunicator() = default;
+
+Pending WatchedCommunicator::watch(Pending pending) {
+  Pending watched(std::make_shared<WatchedWork>(std::move(pending), waited_));
+  if (!overlaps_) watched.wait();
+  return watched;
+}
+
+Pending WatchedCommunicator::all_reduce(at::Tensor inout, ReduceOp op) {
+  return watch(inner_->all_reduce(std::move(inout), op));
+}
+
+Pending WatchedCommunicator::all_gather(at::Tensor out, at::Tensor in) {
+  return watch(inner_->all_gather(std::move(out), std::move(in)));
+}
+
+Pending WatchedCommunicator::reduce_scatter(at::Tensor out, at::Tensor in) {
+  return watch(inner_->reduce_scatter(std::move(out), std::move(in)));
+}
+
+Pending WatchedCommunicator::all_to_all(at::Tensor out, at::Tensor in, std::vector<int64_t> out_rows,
+                                        std::vector<int64_t> in_rows) {
+  return watch(inner_->all_to_all(std::move(out), std::move(in), std::move(out_rows), std::move(in_rows)));
+}
+
+Pending WatchedCommunicator::broadcast(at::Tensor inout, int root) {
+  return watch(inner_->broadcast(std::move(inout), root));
+}
+
+// Ranks that send to each other before they receive must not wait for the other to receive.
+Pending WatchedCommunicator::send(at::Tensor in, int to) {
+  Pending pending = inner_->send(std::move(in), to);
+  return Pending(std::make_shared<WatchedWork>(std::move(pending), waited_));
+}
+
+Pending WatchedCommunicator::receive(at::Tensor out, int from) {
+  return watch(inner_->receive(std::move(out), from));
+}
+
+void WatchedCommunicator::barrier() {
+  const Stopwatch stopwatch(*waited_);
+  inner_->barrier();
+}
+
+}  // namespace moebius::parallel

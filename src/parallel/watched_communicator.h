@@ -1,0 +1,46 @@
+// A communicator that counts how long its process stands still for it, and that can do without overlap.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+
+#include "parallel/communicator.h"
+
+namespace moebius::parallel {
+
+// On a CPU the host blocks in wait(), so that what is counted there is communication which nothing hid; on a
+// GPU wait() only queues, and the trace of the device says it instead. Time is counted from any thread.
+class WatchedCommunicator final : public Communicator {
+ public:
+  // overlaps = false: every collective has ended when it returns, so that nothing is computed meanwhile; the
+  // results are the same. For measuring what overlap gains.
+  WatchedCommunicator(std::unique_ptr<Communicator> inner, bool overlaps);
+  ~WatchedCommunicator() override;
+
+  const std::string& axis() const override { return inner_->axis(); }
+  int rank() const override { return inner_->rank(); }
+  int size() const override { return inner_->size(); }
+  Pending all_reduce(at::Tensor inout, ReduceOp op) override;
+  Pending all_gather(at::Tensor out, at::Tensor in) override;
+  Pending reduce_scatter(at::Tensor out, at::Tensor in) override;
+  Pending all_to_all(at::Tensor out, at::Tensor in, std::vector<int64_t> out_rows,
+                     std::vector<int64_t> in_rows) override;
+  Pending broadcast(at::Tensor inout, int root) override;
+  Pending send(at::Tensor in, int to) override;
+  Pending receive(at::Tensor out, int from) override;
+  void barrier() override;
+  std::map<std::string, Traffic> traffic() const override { return inner_->traffic(); }
+
+  // Since the start; also while a receive's or a barrier's partner was late.
+  double waited_s() const { return waited_->load(std::memory_order_relaxed); }
+
+ private:
+  Pending watch(Pending pending);
+
+  std::unique_ptr<Communicator> inner_;
+  bool overlaps_;
+  std::shared_ptr<std::atomic<double>> waited_ = std::make_shared<std::atomic<double>>(0);
+};
+
+}  // namespace moebius::parallel
