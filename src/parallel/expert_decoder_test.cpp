@@ -96,18 +96,10 @@ Outcome outcome_of(nn::Decoder& decoder, const std::vector<int>& ranks, int num_
   return outcome;
 }
 
-// This rank's experts out of all.
-void keep_local_experts(nn::ParamTable& params, const Communicator& ep) {
-  for (nn::Param& param : params.params()) {
-    if (param.spec.klass != nn::ParamClass::expert) continue;
-    const int64_t count = param.spec.dims[0] / ep.size();
-    param.value = param.value.detach().narrow(0, ep.rank() * count, count).clone().requires_grad_(true);
-  }
-}
-
-std::unique_ptr<nn::Decoder> make(const config::ModelConfig& model,
+std::unique_ptr<nn::Decoder> make(const config::ModelConfig& model, const nn::Shards& shards,
                                   std::shared_ptr<const moe::TokenDispatcher> dispatcher) {
   auto decoder = moe::make_decoder(model, std::move(dispatcher));
+  decoder->params().split(shards);
   decoder->params().allocate(at::kFloat, at::kCPU);
   decoder->params().initialise(5);
   return decoder;
@@ -117,13 +109,13 @@ void expect_equal_outcome(const config::ModelConfig& model, int num_ranks, int64
                           nn::Recompute recompute) {
   std::vector<int> all_ranks;
   for (int rank = 0; rank < num_ranks; ++rank) all_ranks.push_back(rank);
-  const Outcome want = outcome_of(*make(model, nullptr), all_ranks, num_ranks, recompute);
+  const Outcome want = outcome_of(*make(model, {}, nullptr), all_ranks, num_ranks, recompute);
 
   std::vector<Outcome> have(static_cast<size_t>(num_ranks));
   ThreadGroup group(num_ranks, "ep");
   group.run([&](Communicator& ep) {
-    const auto decoder = make(model, std::make_shared<ExpertDispatcher>(ep, model.moe.experts, chunks));
-    keep_local_experts(decoder->params(), ep);
+    const auto decoder = make(model, {.ep = {ep.size(), ep.rank()}},
+                              std::make_shared<ExpertDispatcher>(ep, model.moe.experts, chunks));
     have[static_cast<size_t>(ep.rank())] = outcome_of(*decoder, {ep.rank()}, num_ranks, recompute);
   });
 
