@@ -7,17 +7,14 @@
 
 #include <functional>
 
-#include "ops/biased_experts.h"
 #include "ops/route.h"
+#include "quant/product.h"
 
 namespace moebius::moe {
 
-// The weights of the experts that this process holds: all of them, or a block of neighbouring ones.
-struct ExpertWeights {
-  at::Tensor gate_up_E2FD;    // (E, 2F, D)
-  at::Tensor down_EDF;        // (E, D, F)
-  ops::ExpertForm form = {};  // biases and activation
-};
+// Those that this process holds: all experts, or a block of neighbouring ones. Computed by quant::expert_ffn,
+// whatever the form of the weights.
+using quant::ExpertWeights;
 
 class TokenDispatcher {
  public:
@@ -29,7 +26,7 @@ class TokenDispatcher {
                            bool recompute, const std::function<void()>& meanwhile) const = 0;
 };
 
-// All experts in this process: one fused operator (ops/experts.h).
+// All experts in this process: one fused operator (quant::expert_ffn).
 class LocalDispatcher final : public TokenDispatcher {
  public:
   at::Tensor apply(const at::Tensor& x_TD, const ops::Routing& routing, const ExpertWeights& experts,

@@ -28,12 +28,14 @@ MoeFeedForward::MoeFeedForward(const config::ModelConfig& config, int64_t layer,
                                .dims = {config.moe.experts, 2 * config.moe.expert_dim, config.dim},
                                .klass = nn::ParamClass::expert,
                                .sharding = {.ep = 0, .tp = 1},
-                               .init = nn::Init::normal(config.init_std)})),
+                               .init = nn::Init::normal(config.init_std),
+                               .is_product = true})),
       down_(params.declare({.name = prefix + "down",
                             .dims = {config.moe.experts, config.dim, config.moe.expert_dim},
                             .klass = nn::ParamClass::expert,
                             .sharding = {.ep = 0, .tp = 2},
-                            .init = nn::Init::normal(config.init_std * config.output_init_scale)})) {
+                            .init = nn::Init::normal(config.init_std * config.output_init_scale),
+                            .is_product = true})) {
   if (config.moe.expert_bias) {
     const auto bias = [&](const char* name, int64_t width, nn::AxisMap sharding) {
       return &params.declare({.name = prefix + name,
@@ -60,7 +62,9 @@ MoeFeedForward::MoeFeedForward(const config::ModelConfig& config, int64_t layer,
 }
 
 ExpertWeights MoeFeedForward::experts() const {
-  ExpertWeights experts{gate_up_.value, down_.value};
+  ExpertWeights experts;
+  experts.gate_up_E2FD = gate_up_.value;
+  experts.down_EDF = down_.value;
   experts.form.gate_up_bias_E2F = nn::value_of(gate_up_bias_);
   experts.form.down_bias_ED = nn::shared(axis_, nn::value_of(down_bias_));
   // One rank adds it to the sum.
@@ -69,6 +73,8 @@ ExpertWeights MoeFeedForward::experts() const {
   experts.form.clamped = config_.activation == "clamped_swiglu";
   experts.form.alpha = config_.activation_alpha;
   experts.form.limit = config_.activation_limit;
+  experts.gate_up_product = gate_up_.product.get();
+  experts.down_product = down_.product.get();
   return experts;
 }
 

@@ -3,7 +3,7 @@
 #include "nn/attention.h"
 
 #include "base/check.h"
-#include "ops/linear.h"
+#include "nn/linear.h"
 
 namespace moebius::nn {
 namespace {
@@ -32,11 +32,13 @@ Attention::Attention(const AttentionOptions& options, const std::string& prefix,
            .dims = {(options.num_heads + 2 * options.num_kv_heads) * options.head_dim, options.dim},
            .sharding = {.tp = 0},
            .tp_parts = fused_rows(options),
-           .init = Init::normal(options.init_std)})),
+           .init = Init::normal(options.init_std),
+           .is_product = true})),
       out_(params.declare({.name = prefix + "out",
                            .dims = {options.dim, options.num_heads * options.head_dim},
                            .sharding = {.tp = 1},
-                           .init = Init::normal(options.out_std)})) {
+                           .init = Init::normal(options.out_std),
+                           .is_product = true})) {
   const auto small = [&](const char* name, int64_t size, AxisMap sharding, std::vector<int64_t> parts = {}) {
     return &params.declare({.name = prefix + name,
                             .dims = {size},
@@ -65,7 +67,7 @@ Attention::Attention(const AttentionOptions& options, const std::string& prefix,
 }
 
 at::Tensor Attention::projected(const at::Tensor& x_TD) const {
-  return ops::linear(x_TD, qkv_.value, value_of(qkv_bias_));
+  return linear(x_TD, qkv_, qkv_bias_);
 }
 
 // Queries and keys normalised and rotated.
@@ -89,7 +91,7 @@ ops::AttentionShape Attention::shape() const {
 }
 
 at::Tensor Attention::output(const at::Tensor& y_TC) const {
-  const at::Tensor y_TD = leave(options_.axis, ops::linear(y_TC, out_.value));
+  const at::Tensor y_TD = leave(options_.axis, linear(y_TC, out_));
   return out_bias_ == nullptr ? y_TD : y_TD + outside(options_.axis, out_bias_->value);
 }
 

@@ -2,7 +2,7 @@
 #include "nn/feed_forward.h"
 
 #include "base/check.h"
-#include "ops/linear.h"
+#include "nn/linear.h"
 #include "ops/swiglu.h"
 
 namespace moebius::nn {
@@ -13,12 +13,14 @@ DenseFeedForward::DenseFeedForward(const DenseOptions& options, const std::strin
                                .dims = {2 * options.hidden, options.dim},
                                .klass = ParamClass::dense,
                                .sharding = {.tp = 0},
-                               .init = Init::normal(options.init_std)})),
+                               .init = Init::normal(options.init_std),
+                               .is_product = true})),
       down_(params.declare({.name = prefix + "down",
                             .dims = {options.dim, options.hidden},
                             .klass = ParamClass::dense,
                             .sharding = {.tp = 1},
-                            .init = Init::normal(options.out_std)})) {
+                            .init = Init::normal(options.out_std),
+                            .is_product = true})) {
   MOEBIUS_CHECK(options.hidden % place_of(axis_).size == 0, options.hidden, " hidden units over ",
                 place_of(axis_).size, " ranks");
   if (!options.bias) return;
@@ -34,15 +36,13 @@ DenseFeedForward::DenseFeedForward(const DenseOptions& options, const std::strin
 }
 
 at::Tensor DenseFeedForward::summand(const at::Tensor& x_TD, Discards* discards) const {
-  const auto up = [this](const at::Tensor& x) {
-    return ops::linear(x, gate_up_.value, value_of(gate_up_bias_));
-  };
+  const auto up = [this](const at::Tensor& x) { return linear(x, gate_up_, gate_up_bias_); };
   const at::Tensor gate_up_T2F = up(x_TD), activation_TF = ops::swiglu(gate_up_T2F);
   if (discards != nullptr) {
     discards->add(gate_up_T2F, [up, x = x_TD.detach()] { return up(x); });
     discards->add(activation_TF, [gate_up = gate_up_T2F.detach()] { return ops::swiglu(gate_up); });
   }
-  return ops::linear(activation_TF, down_.value);
+  return linear(activation_TF, down_);
 }
 
 FeedForwardResult DenseFeedForward::forward(const at::Tensor& x_TD, const FeedForwardContext& context) const {

@@ -9,7 +9,7 @@
 #include <cmath>
 
 #include "base/check.h"
-#include "ops/linear.h"
+#include "nn/linear.h"
 #include "ops/norm.h"
 #include "ops/rope.h"
 
@@ -21,8 +21,11 @@ LatentAttention::LatentAttention(const LatentAttentionOptions& options, const st
   MOEBIUS_CHECK_EQ(num_heads_ * place_of(options.axis).size, options.num_heads);
   const int64_t query_width = options.num_heads * (options.nope_dim + options.rope_dim);
   const auto product = [&](const char* name, int64_t rows, int64_t columns, AxisMap sharding, double std) {
-    return &params.declare(
-        {.name = prefix + name, .dims = {rows, columns}, .sharding = sharding, .init = Init::normal(std)});
+    return &params.declare({.name = prefix + name,
+                            .dims = {rows, columns},
+                            .sharding = sharding,
+                            .init = Init::normal(std),
+                            .is_product = true});
   };
   const auto norm = [&](const char* name, int64_t width) {
     return &params.declare({.name = prefix + name,
@@ -57,11 +60,11 @@ LatentAttention::Queries LatentAttention::queries(const at::Tensor& x_TD, const 
                                                   const at::Tensor& cos_sin_PD) const {
   at::Tensor q_TC;
   if (q_ != nullptr) {
-    q_TC = ops::linear(x_TD, q_->value);
+    q_TC = linear(x_TD, *q_);
   } else {
-    const at::Tensor down = ops::linear(alike(options_.axis, x_TD), q_down_->value, value_of(q_down_bias_));
+    const at::Tensor down = linear(alike(options_.axis, x_TD), *q_down_, q_down_bias_);
     const at::Tensor latent = ops::rms_norm(down, q_down_norm_->value, options_.norm_eps);
-    q_TC = ops::linear(shared(options_.axis, latent), q_up_->value);
+    q_TC = linear(shared(options_.axis, latent), *q_up_);
   }
   const at::Tensor q_THd = q_TC.unflatten(1, {num_heads_, options_.nope_dim + options_.rope_dim});
   return {q_THd.narrow(2, 0, options_.nope_dim),
@@ -70,7 +73,7 @@ LatentAttention::Queries LatentAttention::queries(const at::Tensor& x_TD, const 
 
 LatentAttention::Latents LatentAttention::latents(const at::Tensor& x_TD, const at::Tensor& positions_T,
                                                   const at::Tensor& cos_sin_PD) const {
-  const at::Tensor kv = ops::linear(alike(options_.axis, x_TD), kv_down_->value, value_of(kv_down_bias_));
+  const at::Tensor kv = linear(alike(options_.axis, x_TD), *kv_down_, kv_down_bias_);
   const at::Tensor latent = kv.narrow(1, 0, options_.kv_rank).contiguous();
   const at::Tensor rope_key = kv.narrow(1, options_.kv_rank, options_.rope_dim).unsqueeze(1);
   return {shared(options_.axis, ops::rms_norm(latent, kv_norm_->value, options_.norm_eps)),
@@ -83,7 +86,7 @@ double LatentAttention::scale() const {
 }
 
 at::Tensor LatentAttention::output(const at::Tensor& y_TC) const {
-  const at::Tensor y_TD = leave(options_.axis, ops::linear(y_TC, out_->value));
+  const at::Tensor y_TD = leave(options_.axis, linear(y_TC, *out_));
   return out_bias_ == nullptr ? y_TD : y_TD + outside(options_.axis, out_bias_->value);
 }
 
@@ -92,7 +95,7 @@ at::Tensor LatentAttention::expanded(const at::Tensor& x_TD, const at::Tensor& p
   const int64_t heads = num_heads_, n = options_.nope_dim, e = options_.value_dim;
   const Queries q = queries(x_TD, positions_T, cos_sin_PD);
   const Latents kv = latents(x_TD, positions_T, cos_sin_PD);
-  const at::Tensor expanded_THc = ops::linear(kv.latent_TR, kv_up_->value).unflatten(1, {heads, n + e});
+  const at::Tensor expanded_THc = linear(kv.latent_TR, *kv_up_).unflatten(1, {heads, n + e});
   const at::Tensor q_TC = at::cat({q.nope_THn, q.rope_THr}, 2).flatten(1);
   const at::Tensor k_TC =
       at::cat({expanded_THc.narrow(2, 0, n), kv.rope_T1r.expand({-1, heads, -1})}, 2).flatten(1);
@@ -118,7 +121,7 @@ at::Tensor LatentAttention::forward_cached(const at::Tensor& x_TD, const at::Ten
   const Queries q = queries(in_TD, positions_T, cos_sin_PD);
   const Latents kv = latents(in_TD, positions_T, cos_sin_PD);
   const at::Tensor keys_NW = cache.append_latents(layer, at::cat({kv.latent_TR, kv.rope_T1r.squeeze(1)}, 1));
-  const at::Tensor up_HcR = kv_up_->value.unflatten(0, {heads, n + e});
+  const at::Tensor up_HcR = product_values(*kv_up_).unflatten(0, {heads, n + e});
   const at::Tensor absorbed_HTR = at::bmm(q.nope_THn.transpose(0, 1), up_HcR.narrow(1, 0, n));
   const at::Tensor q_HTW = at::cat({absorbed_HTR, q.rope_THr.transpose(0, 1)}, 2);
   // All heads read the one key of a token, whose first part is its value.

@@ -4,7 +4,7 @@
 #include <ATen/ops/ne.h>
 #include <ATen/ops/where.h>
 
-#include "ops/linear.h"
+#include "nn/linear.h"
 #include "ops/linear_loss.h"
 #include "ops/norm.h"
 
@@ -29,8 +29,10 @@ MultiToken::MultiToken(int64_t dim, double norm_eps, double init_std, ParamTable
       axis_(axis),
       hidden_norm_(norm_param(params, "mtp.hidden_norm", dim)),
       embedding_norm_(norm_param(params, "mtp.embedding_norm", dim)),
-      projection_(
-          params.declare({.name = "mtp.projection", .dims = {dim, 2 * dim}, .init = Init::normal(init_std)})),
+      projection_(params.declare({.name = "mtp.projection",
+                                  .dims = {dim, 2 * dim},
+                                  .init = Init::normal(init_std),
+                                  .is_product = true})),
       final_norm_(norm_param(params, "mtp.final_norm", dim)) {}
 
 at::Tensor MultiToken::combine(const at::Tensor& hidden_TD, const at::Tensor& next_embedding_TD) const {
@@ -39,7 +41,7 @@ at::Tensor MultiToken::combine(const at::Tensor& hidden_TD, const at::Tensor& ne
   const at::Tensor both = at::cat(
       {ops::rms_norm(hidden_TD, hidden_norm, eps_), ops::rms_norm(next_embedding_TD, embedding_norm, eps_)},
       1);
-  return ops::linear(both, outside(axis_, projection_.value));
+  return quant::linear(both, outside(axis_, projection_.value), {}, projection_.product.get());
 }
 
 MultiToken::Shifted MultiToken::shift(const at::Tensor& tokens_T, const at::Tensor& targets_T,

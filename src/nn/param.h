@@ -7,10 +7,15 @@
 
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "nn/param_slice.h"
+
+namespace moebius::quant {
+class Product;
+}
 
 namespace moebius::nn {
 
@@ -46,6 +51,8 @@ struct ParamSpec {
   bool decays = true;      // weight decay applies
   bool is_fp32 = false;    // stays fp32 whatever the model's precision (router)
   bool is_buffer = false;  // saved with the model, but has no gradient (selection bias)
+  // A weight that layers multiply by through nn/linear.h or as experts, so that it may be quantised.
+  bool is_product = false;
 
   int64_t num_elements() const;
 };
@@ -55,6 +62,8 @@ struct Param {
   at::Tensor value;  // undefined until ParamTable::allocate; a leaf that requires grad unless it is a buffer
   // What `value` holds of the declared dims: the whole, unless ParamTable::split said otherwise.
   ParamSlice slice = {};
+  // How products with the weight are computed; null: as plain floats.
+  std::shared_ptr<const quant::Product> product = {};
 
   std::vector<int64_t> local_dims() const { return slice.local_dims(spec.dims); }
   int64_t num_local_elements() const;
