@@ -10,7 +10,7 @@
 
 namespace moebius::kernels {
 
-inline constexpr int kPluginAbiVersion = 4;
+inline constexpr int kPluginAbiVersion = 5;
 inline constexpr char kPluginEntry[] = "moebius_cuda_plugin";
 
 struct DeviceInfo {

@@ -4,6 +4,7 @@
 
 #include "kernels/api/attention.h"
 #include "kernels/api/grouped_gemm.h"
+#include "kernels/api/int8_gemm.h"
 #include "kernels/api/loss.h"
 #include "kernels/api/norm.h"
 #include "kernels/api/optimizer.h"
@@ -38,6 +39,10 @@ struct KernelTable {
   void (*adamw)(const AdamWArgs&, Stream);
   void (*adamw_8bit)(const AdamWArgs&, Stream);  // of tensors with scales
   void (*sum_squares)(const SumSquaresArgs&, Stream);
+  // Integer products; null where a device has none.
+  void (*int8_rows)(const Int8RowsArgs&, Stream) = nullptr;
+  void (*int8_pack)(const Int8PackArgs&, Stream) = nullptr;
+  void (*int8_gemm)(const Int8GemmArgs&, Stream) = nullptr;
 };
 
 const KernelTable& cpu_kernels();

@@ -25,5 +25,8 @@ void cross_entropy(const CrossEntropyArgs&, Stream);
 void adamw(const AdamWArgs&, Stream);
 void adamw_8bit(const AdamWArgs&, Stream);
 void sum_squares(const SumSquaresArgs&, Stream);
+void int8_rows(const Int8RowsArgs&, Stream);
+void int8_pack(const Int8PackArgs&, Stream);
+void int8_gemm(const Int8GemmArgs&, Stream);
 
 }  // namespace moebius::kernels::cpu

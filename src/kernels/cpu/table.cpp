@@ -27,6 +27,9 @@ const KernelTable& cpu_kernels() {
       .adamw = cpu::adamw,
       .adamw_8bit = cpu::adamw_8bit,
       .sum_squares = cpu::sum_squares,
+      .int8_rows = cpu::int8_rows,
+      .int8_pack = cpu::int8_pack,
+      .int8_gemm = cpu::int8_gemm,
   };
   return kTable;
 }
