@@ -25,9 +25,9 @@ class Snapshot;
 class AsyncCheckpointer {
  public:
   struct Options {
-    SaveOptions save;
+    SaveOptions save = {};
     bool background = true;  // false: save() writes before it returns, and no copy is held
-    Writers writers;         // more than one: `attempt` becomes part of a name for each save
+    Writers writers = {};    // more than one: `attempt` becomes part of a name for each save
   };
 
   // Removes what killed writers left in the run folder. The lock must outlive this object.

@@ -33,8 +33,8 @@ struct SaveOptions {
 // the manifest, when all have finished.
 struct Writers {
   int rank = 0, count = 1;
-  std::string attempt;     // the same on all of them, and never used before in this run folder
-  double timeout_s = 600;  // how long the first waits for the others
+  std::string attempt = {};  // the same on all of them, and never used before in this run folder
+  double timeout_s = 600;    // how long the first waits for the others
 };
 
 using ByteSink = std::function<void(std::span<const std::byte>)>;

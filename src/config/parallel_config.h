@@ -18,6 +18,7 @@ struct ParallelConfig {
   int64_t pp = 1;
   int64_t cp = 1;
   int64_t zero_stage = 0;
+  double bucket_mb = 25;
   std::string backend = "auto";
   double timeout_s = 300;
 };
@@ -49,6 +50,8 @@ void describe(V& v, ParallelConfig& c) {
   v.field(
       "backend", c.backend, one_of({"auto", "gloo", "nccl"}), "",
       "What moves data between processes: NCCL between GPUs, Gloo between CPUs; auto: as the run's device.");
+  v.field("bucket_mb", c.bucket_mb, range(0.001, 1e6), "MB",
+          "Gradients that travel together, as soon as the last of them is complete.");
   v.field("timeout_s", c.timeout_s, range(1, 1e6), "s",
           "How long ranks wait for each other, at the start and in each exchange, before the run ends.");
 }

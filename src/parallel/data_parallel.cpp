@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "ops/optimizer.h"
+#include "parallel/mesh.h"
 #include "telemetry/trace.h"
 
 namespace moebius::parallel {
@@ -18,6 +19,21 @@ GradientBuckets::Keep keep_of(int64_t zero_stage) {
 }
 
 }  // namespace
+
+DataAxes data_axes(const Mesh& mesh, int64_t zero_stage) {
+  const Layout& layout = mesh.layout();
+  DataAxes axes;
+  axes.world = &mesh.world();
+  axes.expert.shard = &mesh.on(Axis::expert_data);
+  if (zero_stage == 0) {
+    axes.dense.shard = &mesh.data();
+  } else {
+    MOEBIUS_CHECK_EQ(layout.size(Axis::cp), 1, "context parallel ranks hold the same shards");
+    axes.dense.shard = &mesh.on(Axis::fsdp);
+    axes.dense.replica = &mesh.on(Axis::dp);
+  }
+  return axes;
+}
 
 DataParallel::DataParallel(nn::ParamTable& params, const DataAxes& axes, const DataParallelOptions& options)
     : params_(params), axes_(axes), options_(options) {

@@ -45,6 +45,12 @@ struct DataParallelOptions {
   std::function<bool(const nn::Param&)> counts = {};
 };
 
+class Mesh;
+
+// The axes of a run. In stage 0 all ranks with other data form one axis; otherwise parallel.fsdp is the shard
+// axis, with parallel.dp copies, and the state of experts is cut over all ranks that hold the same ones.
+DataAxes data_axes(const Mesh& mesh, int64_t zero_stage);
+
 class DataParallel final : public nn::ParamGate {
  public:
   // The parameters have their memory and values, the same on all ranks of an axis. In stages 1 to 3 they are

@@ -91,8 +91,9 @@ void AdamW::apply(double lr, int64_t step, const at::Tensor& scalars, const at::
   std::vector<ops::AdamWState> states;
   for (size_t i = 0; i < slots_.size(); ++i) {
     const Slot& slot = slots_[i];
-    const at::Tensor& grad = grad_of(slot);
+    at::Tensor grad = grad_of(slot);
     if (!grad.defined()) continue;
+    grad = grad.view(slot.value.sizes());
     states.push_back({slot.value, slot.master, grad, slot.m, slot.v, lr * slot.lr_scale, slot.weight_decay,
                       static_cast<int64_t>(i), slot.m_scale, slot.v_scale});
   }

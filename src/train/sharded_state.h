@@ -1,9 +1,9 @@
 // The state of a run that lies in pieces on several processes, and checkpoints of whole tensors: a checkpoint
 // does not say how the run that wrote it was spread, so any other layout loads it.
 //
-// Every tensor has one process that brings its pieces together in host memory and writes it, chosen so that
-// most of them lie there already and all write about as much: with ZeRO most parameters are whole in one
-// shard, and few bytes travel.
+// Every tensor has one process that brings its pieces together in host memory and writes it: the one that
+// holds most of it, and among several such the one with least to write so far. Less than (n - 1) / n of the
+// state travels, nothing where every rank has all.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -180,7 +180,7 @@ TEST(ShardedState, passes_through_any_layout_unchanged) {
   }
 }
 
-TEST(ShardedState, every_rank_writes_about_as_much_and_little_travels) {
+TEST(ShardedState, every_rank_writes_about_as_much_and_no_more_travels_than_must) {
   ThreadGroup group(4, "world");
   group.run([&](Communicator& comm) {
     Rank rank({3, 4}, {}, comm);
@@ -192,7 +192,7 @@ TEST(ShardedState, every_rank_writes_about_as_much_and_little_travels) {
     comm.all_reduce(written, parallel::ReduceOp::max).wait();
     comm.all_reduce(sent).wait();
     EXPECT_LT(written.item<int64_t>(), sum.item<int64_t>() * 2 / 4);
-    EXPECT_LT(sent.item<int64_t>(), sum.item<int64_t>() / 2);
+    EXPECT_LT(sent.item<int64_t>(), sum.item<int64_t>() * 3 / 4);
   });
 }
 

@@ -16,7 +16,7 @@
 #include "base/concat.h"
 #include "base/log.h"
 #include "parallel/communicator.h"
-#include "parallel/gradient_sync.h"
+#include "parallel/data_parallel.h"
 #include "telemetry/trace.h"
 #include "train/device_batch.h"
 #include "train/schedule.h"
@@ -31,6 +31,27 @@ constexpr int64_t kHead = 5;  // loss, balance loss, norm, scale, loss of the to
 bool is_finite(const at::Tensor& tensor) {
   return at::isfinite(tensor).all().item<bool>();
 }
+
+// All parameters are whole while it lives.
+class Gathered {
+ public:
+  Gathered(nn::Decoder& decoder, parallel::DataParallel* shares) : decoder_(decoder), shares_(shares) {
+    if (shares == nullptr) return;
+    shares->gather_all();
+    decoder.set_gate(nullptr);
+  }
+  ~Gathered() {
+    if (shares_ == nullptr) return;
+    decoder_.set_gate(shares_);
+    shares_->release_all();
+  }
+  Gathered(const Gathered&) = delete;
+  Gathered& operator=(const Gathered&) = delete;
+
+ private:
+  nn::Decoder& decoder_;
+  parallel::DataParallel* shares_;
+};
 
 }  // namespace
 
@@ -89,10 +110,10 @@ TrainStep::TrainStep(const config::RunConfig& config, nn::Decoder& decoder, Adam
   }
 }
 
-void TrainStep::join(const parallel::Mesh& mesh, parallel::GradientSync& gradients,
+void TrainStep::join(const parallel::Mesh& mesh, parallel::DataParallel& shares,
                      const nn::LoadSum* load_sum) {
   mesh_ = &mesh;
-  gradients_ = &gradients;
+  shares_ = &shares;
   options_.load_sum = load_sum;
 }
 
@@ -134,8 +155,9 @@ TrainStep::MicroLosses TrainStep::accumulate(const nn::TokenBatch& tokens, int64
   }
   const telemetry::Span span("backward", "train", micro);
   mark(energy::Phase::kBackward);
-  if (gradients_ != nullptr) gradients_->begin_backward(micro, num_micro / num_ranks());
+  if (shares_ != nullptr) shares_->begin_backward(micro + 1 == num_micro / num_ranks());
   total.backward();
+  if (shares_ != nullptr) shares_->end_backward();
   losses.loss = losses.loss.detach();
   return losses;
 }
@@ -154,18 +176,20 @@ at::Tensor TrainStep::compute(const Work& work) {
   }
   if (mesh_ != nullptr) {
     const telemetry::Span span("communication", "train");
-    gradients_->finish();
+    shares_->finish_gradients();
     sum_over_ranks(losses);
   }
   const telemetry::Span span("optimizer", "train");
   mark(energy::Phase::kOptimizer);
   const at::NoGradGuard no_grad;
-  const AdamW::Clip clip = optimizer_.clip(optimizer_.sum_of_squares());
+  const AdamW::Clip clip =
+      optimizer_.clip(shares_ != nullptr ? shares_->sum_of_squares() : optimizer_.sum_of_squares());
   if (work.scalars.defined()) {
     optimizer_.step(work.scalars, clip.scale);
   } else {
     optimizer_.step(work.learning_rate, work.step, clip.scale);
   }
+  if (shares_ != nullptr) shares_->finish_update();
   if (!bias_rules_.empty()) {
     if (is_finite(clip.scale)) statistics_.update_bias(decoder_.params(), bias_rules_);
   } else if (config_.model.moe.balance.bias_rate > 0 && !statistics_.empty()) {
@@ -286,6 +310,8 @@ PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batc
 }
 
 std::string TrainStep::find_non_finite(std::vector<data::Batch>& micro_batches) {
+  // Ranks may find different things, so none of them waits for parameters of another from here on.
+  const Gathered gathered(decoder_, shares_);
   for (const nn::Param& param : decoder_.params().params())
     if (!is_finite(param.value)) return "parameter " + param.spec.name;
   std::string found;

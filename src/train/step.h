@@ -23,7 +23,7 @@
 #include "train/phase_timer.h"
 
 namespace moebius::parallel {
-class GradientSync;
+class DataParallel;
 }
 
 namespace moebius::train {
@@ -78,12 +78,12 @@ class TrainStep {
   // Phases of the steps are marked there; it outlives the object.
   void mark_phases(PhaseTimer& timer) { phases_ = &timer; }
 
-  // Makes this a rank of several, which all run the same steps on their own micro-batches: gradients come
-  // from `gradients`, and losses and load statistics are summed over the data axis, so that every rank has
-  // those of the whole batch and changes its selection bias alike. `load_sum`, when given: the ranks share
-  // each micro-batch, and its balance loss is that of all its tokens. All outlive the object. Steps are not
-  // recorded.
-  void join(const parallel::Mesh& mesh, parallel::GradientSync& gradients,
+  // Makes this a rank of several, which all run the same steps on their own micro-batches: `shares` sums
+  // their gradients, and the optimizer has its slices; losses and load statistics are summed over the data
+  // axis, so that every rank has those of the whole batch and changes its selection bias alike. `load_sum`,
+  // when given: the ranks share each micro-batch, and its balance loss is that of all its tokens. All outlive
+  // the object. Steps are not recorded.
+  void join(const parallel::Mesh& mesh, parallel::DataParallel& shares,
             const nn::LoadSum* load_sum = nullptr);
 
   // Runs step `step` (from 1) of config.train.steps on its micro-batches. On a device the work is queued,
@@ -150,7 +150,7 @@ class TrainStep {
   int64_t num_replayed_ = 0;
   PhaseTimer* phases_ = nullptr;
   const parallel::Mesh* mesh_ = nullptr;  // null: one process
-  parallel::GradientSync* gradients_ = nullptr;
+  parallel::DataParallel* shares_ = nullptr;
 };
 
 }  // namespace moebius::train

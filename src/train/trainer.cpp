@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
+#include <unistd.h>
 
 #include <memory>
 #include <new>
@@ -25,7 +26,7 @@
 #include "energy/powerd/live_governor.h"
 #include "ops/device.h"
 #include "parallel/communicator.h"
-#include "parallel/gradient_sync.h"
+#include "parallel/data_parallel.h"
 #include "parallel/load_sum.h"
 #include "parallel/mesh.h"
 #include "telemetry/exporter.h"
@@ -38,6 +39,7 @@
 #include "train/recompute_choice.h"
 #include "train/report.h"
 #include "train/sample.h"
+#include "train/sharded_state.h"
 #include "train/step.h"
 
 namespace moebius::train {
@@ -99,6 +101,31 @@ std::unique_ptr<nn::Decoder> initial_model(const config::RunConfig& config, cons
   return model;
 }
 
+// The processes of the run share the model; null where there is one.
+std::unique_ptr<parallel::DataParallel> shares_of(const TrainOptions& options, nn::Decoder& decoder) {
+  if (options.mesh == nullptr) return nullptr;
+  const config::ParallelConfig& config = options.config.parallel;
+  parallel::DataParallelOptions how;
+  how.zero_stage = config.zero_stage;
+  how.bucket_bytes = static_cast<int64_t>(config.bucket_mb * 1e6);
+  auto shares = std::make_unique<parallel::DataParallel>(
+      decoder.params(), parallel::data_axes(*options.mesh, config.zero_stage), how);
+  decoder.set_gate(shares.get());
+  return shares;
+}
+
+AdamW optimizer_of(const config::OptimizerConfig& config, nn::ParamTable& params,
+                   const parallel::DataParallel* shares) {
+  return shares != nullptr ? AdamW(config, shares->slices()) : AdamW(config, params);
+}
+
+// The number of the first process: a word that all processes know and that no other run has used here.
+std::string agreed_word(const parallel::Mesh& mesh) {
+  const at::Tensor number = at::empty({1}, at::kLong).fill_(static_cast<int64_t>(::getpid()));
+  mesh.world().broadcast(number, 0).wait();
+  return std::to_string(number.item<int64_t>());
+}
+
 class Run {
  public:
   Run(const TrainOptions& options, const config::RunConfig& config, const data::Sources& sources,
@@ -107,27 +134,42 @@ class Run {
         config_(config),
         sources_(sources),
         model_(initial_model(config, options)),
-        optimizer_(config.optimizer, model_->params()),
+        shares_(shares_of(options, *model_)),
+        optimizer_(optimizer_of(config.optimizer, model_->params(), shares_.get())),
         step_(config_, *model_, optimizer_),
         metrics_(metrics) {
-    if (lock != nullptr)
-      checkpointer_.emplace(*lock,
-                            ckpt::AsyncCheckpointer::Options{.save = {.keep = config.checkpoint.keep},
-                                                             .background = config.checkpoint.background});
-    if (options.mesh != nullptr) {
-      gradients_ = std::make_unique<parallel::AllReduceGradients>(model_->params(), *options.mesh);
+    ckpt::AsyncCheckpointer::Options how{.save = {.keep = config.checkpoint.keep},
+                                         .background = config.checkpoint.background};
+    if (options.mesh != nullptr)
+      how.writers = {.rank = options.mesh->rank(),
+                     .count = options.mesh->layout().world(),
+                     .attempt = agreed_word(*options.mesh),
+                     .timeout_s = config.parallel.timeout_s};
+    if (lock != nullptr) {
+      checkpointer_.emplace(*lock, how);
+    } else {
+      checkpointer_.emplace(options.run_dir, how);
+    }
+    if (options.mesh == nullptr) {
+      groups_ = {model_group(*model_), {kOptimizerGroup, optimizer_.tensors()}};
+    } else {
+      state_.emplace(pieces_of(*model_, *shares_, optimizer_), options.mesh->world());
       // With train.micro_batch = 0 a micro-batch is the whole batch, which the ranks share.
       if (options.config.train.micro_batch == 0) load_sum_.emplace(options.mesh->data());
-      step_.join(*options.mesh, *gradients_, load_sum_ ? &*load_sum_ : nullptr);
+      step_.join(*options.mesh, *shares_, load_sum_ ? &*load_sum_ : nullptr);
     }
-    groups_ = {model_group(*model_), {kOptimizerGroup, optimizer_.tensors()}};
     if (!sources.validation.empty())
       validation_.emplace(sources.validation, sources.tokenizer, config.model.vocab, config.train.sequence,
                           config.train.micro_batch);
   }
 
   void restore(const ckpt::Checkpoint& checkpoint) {
-    checkpoint.load(groups_);
+    if (state_) {
+      state_->load(checkpoint);
+      shares_->slices_changed();
+    } else {
+      checkpoint.load(groups_);
+    }
     restore_bias_rules(checkpoint);
     first_step_ = checkpoint.step();
     saved_step_ = first_step_;
@@ -159,13 +201,14 @@ class Run {
   const config::RunConfig& config_;
   const data::Sources& sources_;
   std::unique_ptr<nn::Decoder> model_;
+  std::unique_ptr<parallel::DataParallel> shares_;  // of several processes
   AdamW optimizer_;
   TrainStep step_;
   telemetry::TrainMetrics& metrics_;
-  std::unique_ptr<parallel::GradientSync> gradients_;  // of several processes
   std::optional<parallel::RankLoadSum> load_sum_;
-  std::optional<ckpt::AsyncCheckpointer> checkpointer_;  // of the first process
-  std::vector<ckpt::TensorGroup> groups_;
+  std::optional<ShardedState> state_;      // of several processes
+  std::vector<ckpt::TensorGroup> groups_;  // of one
+  std::optional<ckpt::AsyncCheckpointer> checkpointer_;
   std::optional<data::ValidationSet> validation_;
 
   std::optional<Report> report_;
@@ -217,7 +260,7 @@ void Run::fail_when_broken(const StepNumbers& numbers) {
 }
 
 Result<void> Run::save(int64_t step) {
-  if (saved_step_ == step || !checkpointer_) return {};
+  if (saved_step_ == step) return {};
   const telemetry::Span span("checkpoint", "train");
   const double begin = steady_seconds();
   report_->phases().mark(energy::Phase::kCheckpoint);
@@ -232,7 +275,8 @@ Result<void> Run::save(int64_t step) {
     state["bias_rules"].push_back({{"level", rule.state().level}, {"trend", rule.state().trend}});
   if (sources_.tokenizer) state["tokenizer_fingerprint"] = sources_.tokenizer->fingerprint();
   meta.state_json = state.dump();
-  Result<void> result = checkpointer_->save(meta, groups_);
+  Result<void> result = state_ ? checkpointer_->save(meta, [this] { return state_->capture(); })
+                               : checkpointer_->save(meta, groups_);
   report_->phases().mark(energy::Phase::kIdle);
   saved_step_ = step;
   report_->checkpoint(steady_seconds() - begin);
@@ -255,7 +299,7 @@ void Run::validate(int64_t step) {
 
 void Run::save_at_end(int64_t step) {
   Result<void> result = save(step);
-  if (checkpointer_ && config_.checkpoint.background) {
+  if (config_.checkpoint.background) {
     if (!result.ok()) log_error(result.error().message);  // of an earlier one
     report_->phases().mark(energy::Phase::kCheckpoint);
     result = checkpointer_->finish();
