@@ -30,6 +30,11 @@ constexpr int64_t int8_packed_bytes(int64_t num_groups, int64_t n, int64_t k) {
   return num_groups * int8_padded_n(n) * int8_padded_k(k);
 }
 
+// A row of activations is one row of codes (8 bits), or two: `digits` = 2 adds, as the row behind, the codes
+// of what the first has left over under a scale of 1 / 254 of its own. Their sum has an error of 1 / 65,000
+// of the row's range, so that activations lose less than by rounding to bf16, at the price of a second
+// product row.
+//
 // Quantises each row by itself. Row r of the result is source row index[r] / index_divisor, or r without an
 // index; a negative index gives a row of zeros with the scale 0.
 struct Int8RowsArgs {
@@ -43,6 +48,7 @@ struct Int8RowsArgs {
   int64_t num_rows, width, x_stride;
   int64_t codes_stride;  // at least int8_padded_k(width)
   DType dtype;
+  int64_t digits = 1;  // 1 or 2; 2 not with a static scale
 };
 
 // Order of the columns of a packed weight.
@@ -70,8 +76,8 @@ struct Int8PackArgs {
 // that results depend neither on the number of threads nor on the instruction set, but for the last bits of
 // SwiGLU's exponential.
 struct Int8GemmArgs {
-  const uint8_t* a;       // (rows, a_stride) as Int8RowsArgs leaves them
-  const float* a_scales;  // (rows)
+  const uint8_t* a;       // (rows * digits, a_stride) as Int8RowsArgs leaves them
+  const float* a_scales;  // (rows * digits)
   // Row r of a group is row a_index[r] / index_divisor of a. Null: row r.
   const int32_t* a_index;
   int64_t index_divisor;
@@ -81,10 +87,11 @@ struct Int8GemmArgs {
   const float* bias;       // (num_groups, N) in the order of the weight's rows, or null; not with SwiGLU
   const int32_t* offsets;  // (G + 1) ascending; null when num_groups == 1: all rows
   void* out;
-  int32_t* sums;  // null, or (R, N) out: the integer sums instead of `out`, for tests
+  int32_t* sums;  // null, or (R, N) out: the integer sums instead of `out`, for tests; with one digit
   int64_t num_groups, num_rows, n, k, a_stride;
   bool swiglu;  // needs Int8Columns::gate_up
   DType out_dtype;
+  int64_t digits = 1;  // rows of codes per row of a
 };
 
 // Activation and quantisation of rows in one pass is Int8GemmArgs with `swiglu` and then Int8RowsArgs: the

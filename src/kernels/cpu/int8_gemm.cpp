@@ -37,12 +37,14 @@ class Int8Product {
   explicit Int8Product(const Int8GemmArgs& args)
       : args_(args),
         tiles_(int8_tiles()),
+        tile_rows_(tiles_.rows / args.digits),
         padded_k_(int8_padded_k(args.k)),
         num_panels_(int8_padded_n(args.n) / kInt8PanelCols),
         num_stretches_(ceil_div(padded_k_, kInt8TileK)) {}
 
   std::vector<Part> cut() const {
-    const int64_t most_rows = std::max<int64_t>(4 * tiles_.rows, kRowBytes / std::max<int64_t>(padded_k_, 1));
+    const int64_t most_rows =
+        std::max(4 * tile_rows_, kRowBytes / std::max<int64_t>(args_.digits * padded_k_, 1));
     int64_t all = 0;
     for (int64_t g = 0; g < args_.num_groups; ++g) all += (rows_end(g) - rows_begin(g)) * num_panels_;
     const int64_t wanted = num_threads() == 1 ? all : ceil_div(all, kPartsPerThread * num_threads());
@@ -67,12 +69,14 @@ class Int8Product {
     return parts;
   }
 
-  int64_t multiply_adds(const Part& part) const { return part.work * kInt8PanelCols * padded_k_; }
+  int64_t multiply_adds(const Part& part) const {
+    return part.work * args_.digits * kInt8PanelCols * padded_k_;
+  }
 
   void run(const Part& part) const {
     thread_local Scratch scratch;
     const int64_t count = part.row_end - part.row_begin;
-    const int64_t num_tiles = ceil_div(count, tiles_.rows);
+    const int64_t num_tiles = ceil_div(count, tile_rows_);
     const int64_t tile_bytes = num_stretches_ * tiles_.rows * kInt8RowStride;
     auto* const panels = reinterpret_cast<uint8_t*>(scratch.floats(num_tiles * tile_bytes / 4));
     // Rows are spread evenly over the tiles.
@@ -95,10 +99,11 @@ class Int8Product {
   }
 
   void gather(int64_t begin, int64_t end, uint8_t* panel) const {
-    for (int64_t r = begin; r < end; ++r) {
-      const uint8_t* codes = args_.a + source(r) * args_.a_stride;
+    const int64_t digits = args_.digits;
+    for (int64_t r = 0; r < (end - begin) * digits; ++r) {
+      const uint8_t* codes = args_.a + (source(begin + r / digits) * digits + r % digits) * args_.a_stride;
       for (int64_t s = 0; s < num_stretches_; ++s)
-        std::memcpy(panel + (s * tiles_.rows + r - begin) * kInt8RowStride, codes + s * kInt8TileK,
+        std::memcpy(panel + (s * tiles_.rows + r) * kInt8RowStride, codes + s * kInt8TileK,
                     static_cast<size_t>(std::min(kInt8TileK, padded_k_ - s * kInt8TileK)));
     }
   }
@@ -106,7 +111,7 @@ class Int8Product {
   void multiply(int64_t group, int64_t panel, int64_t begin, int64_t end, const uint8_t* a,
                 const int8_t* b) const {
     alignas(64) int32_t sums[kInt8MostRows * kInt8PanelCols];
-    const int64_t rows = end - begin;
+    const int64_t digits = args_.digits, rows = (end - begin) * digits;
     if (num_stretches_ == 0) std::fill_n(sums, rows * kInt8PanelCols, 0);
     for (int64_t s = 0; s < num_stretches_; ++s)
       tiles_.tiles[rows]({a + s * tiles_.rows * kInt8RowStride, b + s * kInt8TileK * kInt8PanelCols,
@@ -114,7 +119,8 @@ class Int8Product {
     const int64_t col = panel * kInt8PanelCols, packed_col = group * num_panels_ * kInt8PanelCols + col;
     if (args_.sums != nullptr) return keep(sums, args_.b_offsets + packed_col, begin, rows, col);
     float row_scales[kInt8MostRows];
-    for (int64_t r = 0; r < rows; ++r) row_scales[r] = args_.a_scales[source(begin + r)];
+    for (int64_t r = 0; r < rows; ++r)
+      row_scales[r] = args_.a_scales[source(begin + r / digits) * digits + r % digits];
     Int8StoreArgs t{};
     t.sums = sums;
     t.row_scales = row_scales;
@@ -126,7 +132,8 @@ class Int8Product {
     const int64_t out_col = args_.swiglu ? col / 2 : col;
     t.cols = std::min(args_.swiglu ? kInt8PanelCols / 2 : kInt8PanelCols, t.out_stride - out_col);
     t.out = static_cast<char*>(args_.out) + (begin * t.out_stride + out_col) * size_of(args_.out_dtype);
-    t.num_rows = rows;
+    t.num_rows = end - begin;
+    t.digits = digits;
     t.dtype = args_.out_dtype;
     store_int8_tile(t);
   }
@@ -140,6 +147,7 @@ class Int8Product {
 
   const Int8GemmArgs& args_;
   const Int8TileTable& tiles_;
+  const int64_t tile_rows_;  // rows of the result in a tile
   const int64_t padded_k_, num_panels_, num_stretches_;
 };
 
@@ -193,6 +201,7 @@ void int8_gemm(const Int8GemmArgs& args, Stream) {
   MOEBIUS_CHECK_GE(args.index_divisor, 1);
   MOEBIUS_CHECK_LE(args.k, kInt8MaxK);
   MOEBIUS_CHECK_GE(args.a_stride, int8_padded_k(args.k));
+  MOEBIUS_CHECK(args.digits == 1 || (args.digits == 2 && args.sums == nullptr), args.digits, " digits");
   const Int8Product product(args);
   const std::vector<Part> parts = product.cut();
   int64_t work = 0;

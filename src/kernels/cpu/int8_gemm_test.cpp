@@ -386,5 +386,72 @@ TEST(Int8Rows, have_the_codes_of_the_format_with_every_instruction_set) {
   hwy::GetChosenTarget().DeInit();
 }
 
+// Activations in two digits: as good as fp32 next to the rounding of the weights.
+TEST(Int8Gemm, of_two_digits_multiplies_what_one_digit_leaves_over) {
+  std::mt19937 random(8);
+  std::normal_distribution<float> normal;
+  std::uniform_int_distribution<int> code(-127, 127);
+  for (const int64_t rows : {1, 3, 20})
+    for (const bool swiglu : {false, true}) {
+      const int64_t n = 38, k = 75, stride = int8_padded_k(k), width = swiglu ? n / 2 : n;
+      std::vector<float> x, out(static_cast<size_t>(rows * width));
+      for (int64_t i = 0; i < rows * k; ++i) x.push_back(normal(random));
+      std::vector<uint8_t> a(static_cast<size_t>(2 * rows * stride));
+      std::vector<float> a_scales(static_cast<size_t>(2 * rows)), scales(64);
+      Int8RowsArgs quantise{};
+      quantise.x = x.data();
+      quantise.index_divisor = 1;
+      quantise.codes = a.data();
+      quantise.scales = a_scales.data();
+      quantise.num_rows = rows;
+      quantise.width = quantise.x_stride = k;
+      quantise.codes_stride = stride;
+      quantise.digits = 2;
+      int8_rows(quantise, nullptr);
+      std::vector<int8_t> b;
+      for (int64_t i = 0; i < n * k; ++i) b.push_back(static_cast<int8_t>(code(random)));
+      Aligned<int8_t> packed(int8_packed_bytes(1, n, k));
+      std::vector<int32_t> offsets(64);
+      const float scale = 1.0f / 512;
+      int8_pack({b.data(), &scale, packed.data(), scales.data(), offsets.data(), 1, n, k, true,
+                 swiglu ? Int8Columns::gate_up : Int8Columns::plain},
+                nullptr);
+      Int8GemmArgs args{};
+      args.a = a.data();
+      args.a_scales = a_scales.data();
+      args.index_divisor = args.num_groups = 1;
+      args.b = packed.data();
+      args.b_scales = scales.data();
+      args.b_offsets = offsets.data();
+      args.out = out.data();
+      args.num_rows = rows;
+      args.n = n;
+      args.k = k;
+      args.a_stride = stride;
+      args.swiglu = swiglu;
+      args.digits = 2;
+      int8_gemm(args, nullptr);
+      for (int64_t r = 0; r < rows; ++r) {
+        float range = 0;
+        for (int64_t i = 0; i < k; ++i) range = std::max(range, std::abs(x[static_cast<size_t>(r * k + i)]));
+        const auto product = [&](int64_t j) {
+          double sum = 0;
+          for (int64_t i = 0; i < k; ++i)
+            sum += static_cast<double>(x[static_cast<size_t>(r * k + i)]) * b[static_cast<size_t>(j * k + i)];
+          return sum * scale;
+        };
+        for (int64_t j = 0; j < width; ++j) {
+          const double gate = swiglu ? product(2 * j) : 0;
+          const double want = swiglu ? gate / (1 + std::exp(-gate)) * product(2 * j + 1) : product(j);
+          // k values, each within half a step of the second digit, times the largest weight; SwiGLU may
+          // multiply that by its other factor.
+          const double step = range / 127 / 254 / 2 * 127 * scale * std::sqrt(static_cast<double>(k)) * 2;
+          ASSERT_NEAR(out[static_cast<size_t>(r * width + j)], want, step * (swiglu ? 12 : 1))
+              << rows << " rows, at (" << r << ", " << j << ")" << (swiglu ? " swiglu" : "");
+        }
+      }
+    }
+}
+
 }  // namespace
 }  // namespace moebius::kernels::cpu

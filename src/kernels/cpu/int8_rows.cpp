@@ -19,6 +19,7 @@ namespace moebius::kernels::cpu {
 namespace HWY_NAMESPACE {
 
 constexpr uint8_t kZeroCode = 128;
+constexpr int64_t kTileCols = 32;
 
 // Bits of the largest magnitude. Magnitudes order as the integers of their bits do, with infinity and then
 // NaN above every finite one.
@@ -62,10 +63,28 @@ void quantise_row(const T* x, int64_t width, float inverse_scale, uint8_t* codes
   }
 }
 
+// What the codes of a row leave over, under 1 / 254 of its scale: at most half a step, which is 127 of these.
+template <class T>
+void quantise_rest(const T* x, int64_t width, float scale, float rest_scale, uint8_t* codes) {
+  const F32 d;
+  const Vf inverse = hn::Set(d, inverse_of_scale(scale)),
+           rest_inverse = hn::Set(d, inverse_of_scale(rest_scale));
+  const Vf most = hn::Set(d, 127.0f), least = hn::Set(d, -127.0f), step = hn::Set(d, scale);
+  for (int64_t i = 0; i < width; i += lanes()) {
+    const Part part(width - i);
+    const Vf v = part.load(x + i);
+    const Vf cut = hn::Min(hn::Max(hn::Mul(v, inverse), least), most);
+    const Vf rest = hn::NegMulAdd(hn::ConvertTo(d, hn::NearestInt(cut)), step, v);
+    HWY_ALIGN uint8_t bytes[hn::MaxLanes(Code())];
+    hn::Store(code_bytes(rest, rest_inverse), Code(), bytes);
+    std::memcpy(codes + i, bytes, static_cast<size_t>(part.n));
+  }
+}
+
 template <class T>
 void quantise_rows(const Int8RowsArgs& a, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
-    uint8_t* codes = a.codes + r * a.codes_stride;
+    uint8_t* codes = a.codes + r * a.digits * a.codes_stride;
     const int32_t slot = a.index == nullptr ? 0 : a.index[r];
     const int64_t row = a.index == nullptr ? r : slot / a.index_divisor;
     const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
@@ -76,11 +95,21 @@ void quantise_rows(const Int8RowsArgs& a, int64_t begin, int64_t end) {
     }
     float scale = scale_of_range(range);
     if (a.static_scale != nullptr && slot >= 0 && scale == scale) scale = *a.static_scale;
-    a.scales[r] = scale;
+    a.scales[r * a.digits] = scale;
     const float inverse = inverse_of_scale(scale);
     int64_t done = 0;
     if (inverse > 0) {
       quantise_row(x, a.width, inverse, codes);
+      done = a.width;
+    }
+    std::memset(codes + done, kZeroCode, static_cast<size_t>(a.codes_stride - done));
+    if (a.digits == 1) continue;
+    const float rest_scale = scale / 254;
+    a.scales[r * a.digits + 1] = rest_scale;
+    codes += a.codes_stride;
+    done = 0;
+    if (inverse > 0 && inverse_of_scale(rest_scale) > 0) {
+      quantise_rest(x, a.width, scale, rest_scale, codes);
       done = a.width;
     }
     std::memset(codes + done, kZeroCode, static_cast<size_t>(a.codes_stride - done));
@@ -95,26 +124,32 @@ void Int8Rows(const Int8RowsArgs& a, int64_t begin, int64_t end) {
 
 struct Columns {
   const Int8StoreArgs& t;
-  HWY_INLINE Vf value(const int32_t* sums, int64_t col, Vf row_scale) const {
+
+  // Of row r, the sum over its digits.
+  HWY_INLINE Vf value(int64_t r, int64_t col) const {
+    Vf v = digit(r * t.digits, col);
+    for (int64_t i = 1; i < t.digits; ++i) v = hn::Add(v, digit(r * t.digits + i, col));
+    return hn::Mul(v, load(t.col_scales + col));
+  }
+
+ private:
+  HWY_INLINE Vf digit(int64_t row, int64_t col) const {
     const I32 d;
-    const auto sum = hn::Sub(hn::LoadU(d, sums + col), hn::LoadU(d, t.offsets + col));
-    return hn::Mul(hn::ConvertTo(F32(), sum), hn::Mul(row_scale, load(t.col_scales + col)));
+    const auto sum = hn::Sub(hn::LoadU(d, t.sums + row * kTileCols + col), hn::LoadU(d, t.offsets + col));
+    return hn::Mul(hn::ConvertTo(F32(), sum), hn::Set(F32(), t.row_scales[row]));
   }
 };
 
 template <class T>
 void store_tile(const Int8StoreArgs& t) {
-  constexpr int64_t kTileCols = 32;
   const Columns columns{t};
   for (int64_t r = 0; r < t.num_rows; ++r) {
-    const int32_t* sums = t.sums + r * kTileCols;
     T* out = static_cast<T*>(t.out) + r * t.out_stride;
-    const Vf row_scale = hn::Set(F32(), t.row_scales[r]);
     for (int64_t col = 0; col < t.cols; col += lanes()) {
       const Part part(t.cols - col);
-      Vf v = columns.value(sums, col, row_scale);
+      Vf v = columns.value(r, col);
       if (t.swiglu) {
-        const Vf up = columns.value(sums, kTileCols / 2 + col, row_scale);
+        const Vf up = columns.value(r, kTileCols / 2 + col);
         v = hn::Mul(hn::Mul(v, sigmoid(v)), up);
       } else if (t.bias != nullptr) {
         v = hn::Add(v, part.load(t.bias + col));
@@ -142,6 +177,8 @@ HWY_EXPORT(Int8Store);
 void int8_rows(const Int8RowsArgs& args, Stream) {
   MOEBIUS_CHECK_GE(args.codes_stride, int8_padded_k(args.width));
   MOEBIUS_CHECK_GE(args.index_divisor, 1);
+  MOEBIUS_CHECK(args.digits == 1 || (args.digits == 2 && args.static_scale == nullptr), args.digits,
+                " digits");
   parallel_for(0, args.num_rows, row_grain(args.width), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(Int8Rows)(args, begin, end);
   });

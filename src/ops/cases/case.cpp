@@ -12,6 +12,7 @@ const CaseList& all_cases() {
     add_swiglu_cases(cases);
     add_route_cases(cases);
     add_expert_cases(cases);
+    add_int8_cases(cases);
     add_loss_cases(cases);
     add_optimizer_cases(cases);
     return cases;

@@ -95,6 +95,7 @@ std::vector<at::ScalarType> both_dtypes();
 // One function per op, each in its own file.
 void add_attention_cases(CaseList& cases);
 void add_expert_cases(CaseList& cases);
+void add_int8_cases(CaseList& cases);
 void add_loss_cases(CaseList& cases);
 void add_norm_cases(CaseList& cases);
 void add_optimizer_cases(CaseList& cases);

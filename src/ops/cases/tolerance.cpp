@@ -16,7 +16,7 @@ constexpr ToleranceRow kTable[] = {
     {OpClass::memory, 1e-6, 6e-3},    {OpClass::table, 1e-7, 1e-7},     {OpClass::product, 1e-6, 4e-3},
     {OpClass::chain, 2e-6, 1.2e-2},   {OpClass::loss, 2e-6, 6e-3},      {OpClass::routing, 3e-6, 3e-6},
     {OpClass::layer, 5e-6, 3e-2},     {OpClass::reduction, 1e-6, 1e-6}, {OpClass::optimizer, 1e-6, 6e-3},
-    {OpClass::coded, 1.2e-1, 1.2e-1},
+    {OpClass::coded, 1.2e-1, 1.2e-1}, {OpClass::rounded, 1e-3, 6e-3},
 };
 
 }  // namespace

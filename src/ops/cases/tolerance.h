@@ -18,6 +18,7 @@ enum class OpClass : uint8_t {
   routing,    // exponentials over the experts
   optimizer,  // one step of the optimizer
   coded,      // values in eight bits
+  rounded,    // integer products of intermediate results that are rounded to eight bits in between
 };
 
 // Largest allowed error: norm of (result - reference) over norm of the reference, each output and each
