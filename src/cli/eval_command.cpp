@@ -50,7 +50,8 @@ std::vector<data::ValidationSet::Part> parts_of(const EvalArguments& arguments,
 void run_eval(const EvalArguments& arguments) {
   ops::load_cuda_plugin();
   if (arguments.threads > 0) set_num_threads(arguments.threads);
-  const train::LoadedModel model = train::load_model(arguments.path, ops::choose_device(arguments.device));
+  const train::LoadedModel model =
+      train::load_model_to_run(arguments.path, ops::choose_device(arguments.device));
   const config::TrainSection& section = model.config.train;
   data::ValidationSet set(parts_of(arguments, model), model.tokenizer, model.config.model.vocab,
                           section.sequence, section.micro_batch > 0 ? section.micro_batch : section.batch);

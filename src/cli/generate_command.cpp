@@ -49,7 +49,8 @@ std::string chat_prompt(const GenerateArguments& arguments, const train::LoadedM
 void run_generate(const GenerateArguments& arguments) {
   ops::load_cuda_plugin();
   if (arguments.threads > 0) set_num_threads(arguments.threads);
-  const train::LoadedModel model = train::load_model(arguments.path, ops::choose_device(arguments.device));
+  const train::LoadedModel model =
+      train::load_model_to_run(arguments.path, ops::choose_device(arguments.device));
   if (!model.tokenizer)
     throw_user_error(arguments.path,
                      " was trained on synthetic tokens; it has no tokenizer to write text with");

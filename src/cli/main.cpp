@@ -18,6 +18,7 @@
 #include "cli/generate_command.h"
 #include "cli/moe_command.h"
 #include "cli/plan_command.h"
+#include "cli/quantize_command.h"
 #include "cli/queue_command.h"
 #include "cli/train_command.h"
 #include "cli/verify_command.h"
@@ -35,6 +36,7 @@ int run(int argc, char** argv) {
   add_plan_command(app);
   add_data_command(app);
   add_convert_command(app);
+  add_quantize_command(app);
   add_verify_command(app);
   add_moe_command(app);
   add_queue_command(app);

@@ -10,6 +10,7 @@
 #include "config/dump.h"
 #include "config/load.h"
 #include "moe/moe_feed_forward.h"
+#include "train/quantised_model.h"
 
 namespace moebius::train {
 namespace {
@@ -143,14 +144,30 @@ std::filesystem::path LoadedModel::run_dir() const {
 
 LoadedModel load_model(const std::filesystem::path& path, at::Device device, bool with_tokenizer) {
   const ckpt::Checkpoint checkpoint = ckpt::open_run_or_checkpoint(path);
+  refuse_quantised(checkpoint, "is quantised", "name the float run that it was made from");
   LoadedModel loaded = described_model(checkpoint, device, with_tokenizer);
   const std::vector<ckpt::TensorGroup> groups{model_group(*loaded.decoder)};
   checkpoint.load(groups);
   return loaded;
 }
 
+LoadedModel load_model_to_run(const std::filesystem::path& path, at::Device device) {
+  const ckpt::Checkpoint checkpoint = ckpt::open_run_or_checkpoint(path);
+  const std::optional<quant::Scheme> scheme = scheme_of(checkpoint);
+  LoadedModel loaded = described_model(checkpoint, device, true);
+  if (scheme) {
+    load_quantised(checkpoint, *scheme, *loaded.decoder);
+    loaded.scheme = quant::name_of(*scheme);
+  } else {
+    const std::vector<ckpt::TensorGroup> groups{model_group(*loaded.decoder)};
+    checkpoint.load(groups);
+  }
+  return loaded;
+}
+
 LoadedModel map_model(const std::filesystem::path& path) {
   const ckpt::Checkpoint checkpoint = ckpt::open_run_or_checkpoint(path);
+  refuse_quantised(checkpoint, "is quantised", "name the float run that it was made from");
   LoadedModel loaded = described_model(checkpoint, at::kCPU, false);
   // The memory that was allocated has never been touched: it costs nothing.
   const std::vector<at::Tensor> values = checkpoint.mapped(model_group(*loaded.decoder));

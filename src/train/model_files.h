@@ -52,15 +52,21 @@ struct LoadedModel {
   std::unique_ptr<nn::Decoder> decoder;
   std::shared_ptr<const data::Tokenizer> tokenizer;  // null for synthetic data
   std::string tokenizer_spec;                        // what it was opened from; "" for synthetic data
+  std::string scheme;                                // of a quantised model; "" for floats
 
   std::filesystem::path run_dir() const;  // that the checkpoint is in
 };
 
 // `path`: a run folder (its newest checkpoint) or a checkpoint. UserError when it is neither, is damaged, or
-// when its tokenizer is gone. Without `with_tokenizer` none is opened unless the vocabulary's size needs it.
+// when its tokenizer is gone, and for a quantised one. Without `with_tokenizer` none is opened unless the
+// vocabulary's size needs it.
 LoadedModel load_model(const std::filesystem::path& path, at::Device device, bool with_tokenizer = true);
 
-// The same without a tokenizer and without copies: the parameters are the checkpoint's memory maps, only to
+// The same with its tokenizer, for evaluation and generation: quantised checkpoints too
+// (train/quantised_model.h).
+LoadedModel load_model_to_run(const std::filesystem::path& path, at::Device device);
+
+// load_model without a tokenizer and without copies: the parameters are the checkpoint's memory maps, only to
 // be read (Checkpoint::mapped).
 LoadedModel map_model(const std::filesystem::path& path);
 

@@ -1,0 +1,191 @@
+#include "train/quantise.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "base/distance.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "ckpt/tensor_bytes.h"
+#include "ckpt/text.h"
+#include "data/tokenizer.h"
+#include "quant/format.h"
+#include "quant/int8_product.h"
+#include "train/model_files.h"
+#include "train/quantised_model.h"
+
+namespace moebius::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Rows that are looked at together.
+constexpr int64_t kPieceElements = 1 << 22;
+
+quant::Scheme scheme_named(const std::string& name) {
+  if (const auto scheme = quant::scheme_of(name)) return *scheme;
+  std::string all;
+  for (const std::string& each : quant::scheme_names()) all += (all.empty() ? "" : ", ") + each;
+  const auto nearest = nearest_name(name, quant::scheme_names());
+  throw_user_error("--scheme is '", name, "', which is unknown",
+                   nearest ? "; did you mean '" + *nearest + "'?" : "", " There is: ", all);
+}
+
+// A weight as rows of its last dim.
+at::Tensor rows_of(const at::Tensor& value) {
+  return value.reshape({-1, value.size(-1)});
+}
+
+void for_each_piece(const at::Tensor& rows,
+                    const std::function<void(int64_t first, const at::Tensor&)>& body) {
+  const int64_t step = std::max<int64_t>(1, kPieceElements / std::max<int64_t>(rows.size(1), 1));
+  for (int64_t r = 0; r < rows.size(0); r += step)
+    body(r, rows.narrow(0, r, std::min(step, rows.size(0) - r)));
+}
+
+// The scales of a weight's rows, and what they do to it.
+at::Tensor measure(const nn::Param& param, QuantisedWeight& report) {
+  const at::Tensor rows = rows_of(param.value);
+  at::Tensor scales = at::empty({rows.size(0), 1}, at::kFloat);
+  double square = 0, error_square = 0, smallest = INFINITY;
+  for_each_piece(rows, [&](int64_t first, const at::Tensor& piece) {
+    const at::Tensor values = piece.to(at::kFloat);
+    const quant::Quantised q = quant::quantise(values, quant::Granularity::per_row);
+    scales.narrow(0, first, piece.size(0)).copy_(q.scales);
+    const at::Tensor ranges = quant::range_of(values, quant::Granularity::per_row);
+    if (!ranges.isfinite().all().item<bool>())
+      throw_user_error(param.spec.name, " has values that are not finite, first in row ",
+                       first + ranges.flatten().isfinite().logical_not().nonzero()[0].item<int64_t>(),
+                       "; a range of such a row has no scale. Quantise an earlier checkpoint");
+    square += values.square().sum(at::kDouble).item<double>();
+    error_square += (quant::dequantise(q.codes, q.scales) - values).square().sum(at::kDouble).item<double>();
+    report.range = std::max(report.range, ranges.max().item<double>());
+    smallest = std::min(smallest, ranges.min().item<double>());
+    const at::Tensor rms = values.square().mean(-1, /*keepdim=*/true).sqrt();
+    report.peak_ratio = std::max(report.peak_ratio, (ranges / rms.clamp_min(1e-30)).max().item<double>());
+    const at::Tensor clipped = values.abs().gt(q.scales * (kernels::kInt8Levels + 0.5));
+    report.clipped_share += clipped.sum().item<double>();
+  });
+  const double count = static_cast<double>(std::max<int64_t>(param.spec.num_elements(), 1));
+  report.clipped_share /= count;
+  report.relative_error = square > 0 ? std::sqrt(error_square / square) : 0;
+  report.smallest_range = rows.size(0) > 0 ? smallest : 0;
+  const double far = 6 * std::sqrt(square / count);
+  for_each_piece(rows, [&](int64_t, const at::Tensor& piece) {
+    report.outlier_share += piece.abs().to(at::kFloat).gt(far).sum().item<double>();
+  });
+  report.outlier_share /= count;
+  return scales;
+}
+
+ckpt::PendingTensor pending(const std::string& name, const at::Tensor& value) {
+  return {ckpt::spec_of(name, value), [value](const ckpt::ByteSink& sink) { ckpt::emit_bytes(value, sink); }};
+}
+
+// The codes of a weight, made while they are written.
+ckpt::PendingTensor pending_codes(const nn::Param& param, const at::Tensor& scales) {
+  ckpt::PendingTensor tensor;
+  tensor.spec = {param.spec.name, ckpt::DType::i8, param.spec.dims};
+  tensor.emit = [rows = rows_of(param.value), scales](const ckpt::ByteSink& sink) {
+    for_each_piece(rows, [&](int64_t first, const at::Tensor& piece) {
+      ckpt::emit_bytes(quant::codes_of(piece, scales.narrow(0, first, piece.size(0))), sink);
+    });
+  };
+  return tensor;
+}
+
+void write_report(const QuantiseResult& result, const fs::path& file) {
+  nlohmann::ordered_json json;
+  json["scheme"] = result.scheme;
+  json["step"] = result.step;
+  json["bytes_before"] = result.bytes_before;
+  json["bytes_after"] = result.bytes_after;
+  json["weight_bytes_before"] = result.weight_bytes_before;
+  json["weight_bytes_after"] = result.weight_bytes_after;
+  json["left_float"] = result.left_float;
+  json["weights"] = nlohmann::json::array();
+  for (const QuantisedWeight& weight : result.weights)
+    json["weights"].push_back({{"name", weight.name},
+                               {"dims", weight.dims},
+                               {"range", weight.range},
+                               {"smallest_range", weight.smallest_range},
+                               {"clipped_share", weight.clipped_share},
+                               {"relative_error", weight.relative_error},
+                               {"outlier_share", weight.outlier_share},
+                               {"peak_ratio", weight.peak_ratio}});
+  write_file_atomic(file, json.dump(2) + "\n");
+}
+
+// Tokenizer and what came with an imported model: the new run needs nothing of the old one.
+void copy_companions(const LoadedModel& loaded, const fs::path& to) {
+  const fs::path run_dir = loaded.run_dir();
+  const std::string& named = loaded.config.data.tokenizer;
+  std::vector<fs::path> files;
+  const fs::path tokenizer = run_dir / tokenizer_copy_name(named);
+  if (named != "bytes" && fs::exists(tokenizer)) {
+    files = data::companions_of(tokenizer.string());
+    files.push_back(tokenizer);
+  }
+  for (const fs::path& file : files) write_file_atomic(to / file.filename(), read_file(file));
+  if (fs::is_directory(carried_folder(run_dir)))
+    fs::copy(carried_folder(run_dir), carried_folder(to), fs::copy_options::recursive);
+}
+
+}  // namespace
+
+QuantiseResult quantise_run(const QuantiseOptions& options) {
+  QuantiseResult result;
+  const quant::Scheme scheme = scheme_named(options.scheme);
+  result.scheme = quant::name_of(scheme);
+  const ckpt::Checkpoint checkpoint = ckpt::open_run_or_checkpoint(options.from);
+  refuse_quantised(checkpoint, "is quantised already", "quantise the float checkpoint that it was made from");
+  const LoadedModel loaded = map_model(options.from);
+  result.step = loaded.step;
+
+  NewFolder out(options.to);
+  std::vector<ckpt::PendingGroup> groups{{kModelGroup, {}}};
+  std::vector<ckpt::PendingTensor>& tensors = groups.front().tensors;
+  const auto& params = loaded.decoder->params().params();
+  const auto count = static_cast<int64_t>(params.size());
+  int64_t index = 0;
+  for (const nn::Param& param : params) {
+    if (options.progress) options.progress(param.spec.name, index++, count);
+    const auto num_bytes = static_cast<int64_t>(param.value.nbytes());
+    result.bytes_before += num_bytes;
+    if (!is_quantisable(param.spec)) {
+      if (param.spec.is_product) result.left_float.push_back(param.spec.name);
+      tensors.push_back(pending(param.spec.name, param.value));
+      result.bytes_after += num_bytes;
+      continue;
+    }
+    QuantisedWeight& report = result.weights.emplace_back();
+    report.name = param.spec.name;
+    report.dims = param.spec.dims;
+    const at::Tensor scales = measure(param, report);
+    tensors.push_back(pending_codes(param, scales));
+    std::vector<int64_t> dims = param.spec.dims;
+    dims.pop_back();
+    tensors.push_back(pending(scale_name(param.spec.name), scales.view(dims)));
+    const int64_t after = param.spec.num_elements() + static_cast<int64_t>(scales.nbytes());
+    result.weight_bytes_before += num_bytes;
+    result.weight_bytes_after += after;
+    result.bytes_after += after;
+  }
+
+  ckpt::CheckpointMeta meta;
+  meta.step = loaded.step;
+  meta.config = checkpoint.config();
+  meta.state_json = state_with_scheme(checkpoint.state_json(), scheme);
+  ckpt::write_checkpoint(out.path(), meta, groups, {});
+  write_file_atomic(out.path() / "config.toml", checkpoint.config());
+  copy_companions(loaded, out.path());
+  write_report(result, out.path() / "quantisation.json");
+  out.publish();
+  return result;
+}
+
+}  // namespace moebius::train
