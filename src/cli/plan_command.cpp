@@ -10,6 +10,7 @@
 
 #include "base/memory.h"
 #include "base/units.h"
+#include "cli/cluster_plan.h"
 #include "cli/config_files.h"
 #include "data/tokenizer.h"
 #include "ops/device.h"
@@ -24,6 +25,7 @@ struct PlanArguments {
   std::string config, device = "auto";
   std::vector<std::string> overrides;
   bool as_json = false;
+  ClusterOptions cluster;
 };
 
 // Memory that can be had now; none where there is no such device, so that a config can be planned for another
@@ -55,6 +57,14 @@ std::string verdict(const train::Plan& plan, std::optional<int64_t> available, b
 
 void run_plan(const PlanArguments& arguments) {
   config::RunConfig config = load_config(arguments.config, arguments.overrides);
+  if (!arguments.cluster.cluster.empty()) {
+    if (config.model.vocab == 0)
+      config.model.vocab = train::vocabulary(config, data::open_tokenizer(config.data.tokenizer).get());
+    ClusterOptions options = arguments.cluster;
+    options.as_json = arguments.as_json;
+    std::cout << cluster_plan(config, options) << std::flush;
+    return;
+  }
   ops::load_cuda_plugin();
   const bool on_cuda =
       arguments.device == "cuda" || (arguments.device == "auto" && ops::choose_device("auto").is_cuda());
@@ -89,6 +99,21 @@ void add_plan_command(CLI::App& app) {
   command->add_option("--device", arguments->device, "cpu, cuda (also without a GPU here) or auto")
       ->capture_default_str()
       ->check(CLI::IsMember({"cpu", "cuda", "auto"}));
+  CLI::Option* cluster = command->add_option(
+      "--cluster", arguments->cluster.cluster,
+      "Predict a step on so many GPUs instead (h100x128, h200x8), laid out as [parallel] says");
+  command->add_option("--layouts", arguments->cluster.layouts, "With --cluster: the best so many layouts")
+      ->needs(cluster)
+      ->check(CLI::Range(1, 1000));
+  command
+      ->add_option("--virtual-stages", arguments->cluster.virtual_stages,
+                   "With --cluster: pieces of the model per pipeline stage")
+      ->needs(cluster)
+      ->check(CLI::Range(1, 1000));
+  command
+      ->add_flag("--hide", arguments->cluster.hides,
+                 "With --cluster: exchanges of weights and gradients run behind arithmetic")
+      ->needs(cluster);
   command->add_flag("--json", arguments->as_json, "Print one JSON object instead of text");
   command->callback([arguments] { run_plan(*arguments); });
 }

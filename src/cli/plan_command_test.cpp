@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -52,6 +53,25 @@ TEST_F(PlanCommand, says_what_to_change_when_it_does_not_fit) {
   EXPECT_THAT(text, HasSubstr("\ndoes not fit: this machine has "));
   EXPECT_THAT(text, HasSubstr("  with train.micro_batch = "));
   EXPECT_THAT(text, HasSubstr("  with train.recompute = \"full\" it needs "));
+}
+
+TEST_F(PlanCommand, predicts_a_step_on_a_cluster) {
+  const char* root = std::getenv("MOEBIUS_SOURCE_DIR");
+  if (root == nullptr) GTEST_SKIP() << "MOEBIUS_SOURCE_DIR is not set (ctest sets it)";
+  const std::string mixtral = std::string(root) + "/configs/cluster/mixtral-8x22b.toml";
+  const std::string one =
+      run(mixtral +
+          " --cluster h100x128 --virtual-stages 7 --set parallel.tp=2 --set parallel.pp=8 "
+          "--set parallel.ep=8 --set parallel.expert_tp=1");
+  EXPECT_THAT(one, HasSubstr("predicted, not measured"));
+  EXPECT_THAT(one, HasSubstr("tp 2, pp 8 x 7, ep 8, expert_tp 1"));
+  EXPECT_THAT(one, HasSubstr("\n  experts "));
+  const auto best = nlohmann::json::parse(run(mixtral + " --cluster h100x128 --layouts 3 --json"));
+  EXPECT_EQ(best["choices"].size(), 3u);
+  EXPECT_EQ(best["kind"], "predicted");
+  EXPECT_THAT(run(mixtral + " --cluster h100x128 --set parallel.tp=16"), HasSubstr("48 heads"));
+  EXPECT_THAT(run(mixtral + " --cluster h100x2 --layouts 3"), HasSubstr("take more GPUs"));
+  EXPECT_THAT(run(mixtral + " --cluster a100x8"), HasSubstr("h100x128 or h200x8"));
 }
 
 TEST_F(PlanCommand, chooses_what_to_recompute_from_a_budget) {
