@@ -17,6 +17,7 @@
 #include "base/concat.h"
 #include "base/error.h"
 #include "parallel/c10d_store.h"
+#include "parallel/positions.h"
 
 #define USE_C10D_GLOO
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -31,6 +32,7 @@ struct Place {
   int rank, size, world_rank;
   int64_t number;
   double timeout_s;
+  std::shared_ptr<Positions> positions;
 };
 
 [[noreturn]] void fail(const Place& place, const std::exception& error) {
@@ -40,10 +42,12 @@ struct Place {
   const std::string where =
       concat("axis ", place.axis, ", rank ", place.rank, " of ", place.size, " (world rank ",
              place.world_rank, "), ", place.collective, " number ", place.number);
-  if (is_late)
-    throw CommunicationFailed(concat(where, " did not end within ", place.timeout_s,
-                                     " s (parallel.timeout_s): a rank hangs, or is at another collective (",
-                                     text, ")"));
+  if (is_late) {
+    std::string behind = place.positions == nullptr ? std::string() : place.positions->who_is_behind();
+    if (behind.empty()) behind = concat("a rank hangs, or is at another collective (", text, ")");
+    throw CommunicationFailed(
+        concat(where, " did not end within ", place.timeout_s, " s (parallel.timeout_s): ", behind));
+  }
   throw CommunicationFailed(concat(where, ": a rank is gone, or the network (", text, ")"));
 }
 
@@ -244,8 +248,10 @@ class GlooCommunicator final : public Communicator {
     Traffic& traffic = traffic_[collective];
     ++traffic.calls;
     traffic.sent_bytes += sent_bytes;
-    return {options_.axis,       collective, options_.rank,     options_.size,
-            options_.world_rank, ++number_,  options_.timeout_s};
+    ++number_;
+    if (options_.positions != nullptr) options_.positions->begin(options_.axis, collective, number_);
+    return {options_.axis,       collective, options_.rank,      options_.size,
+            options_.world_rank, number_,    options_.timeout_s, options_.positions};
   }
 
   template <class Begin>

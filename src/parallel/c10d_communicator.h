@@ -21,12 +21,15 @@
 
 namespace moebius::parallel {
 
+class Positions;
+
 struct GroupOptions {
-  std::string axis;        // for messages
-  std::string name;        // of this group, no other group of the run has it: "tp.0"
-  int rank = 0, size = 1;  // in the group
-  int world_rank = 0;      // for messages
-  double timeout_s = 300;  // of each collective
+  std::string axis;                           // for messages
+  std::string name;                           // of this group, no other group of the run has it: "tp.0"
+  int rank = 0, size = 1;                     // in the group
+  int world_rank = 0;                         // for messages
+  double timeout_s = 300;                     // of each collective
+  std::shared_ptr<Positions> positions = {};  // told of every collective; may be null
 };
 
 // All ranks of the group make it at the same time, groups in the same order everywhere. UserError when they

@@ -6,42 +6,15 @@
 #include <ATen/ops/full.h>
 #include <gtest/gtest.h>
 
-#include <exception>
 #include <functional>
-#include <future>
-#include <thread>
 
 #include "base/error.h"
 #include "parallel/mesh.h"
+#include "parallel/positions.h"
+#include "parallel/test_ranks.h"
 
 namespace moebius::parallel {
 namespace {
-
-// Runs `body` in one thread per rank; the first error is thrown again.
-void run_ranks(int size, double timeout_s, const std::function<void(Rendezvous&)>& body) {
-  // The first rank's port is known once it serves.
-  std::promise<int> port;
-  std::shared_future<int> known = port.get_future().share();
-  std::vector<std::thread> threads;
-  std::vector<std::exception_ptr> errors(static_cast<size_t>(size));
-  for (int rank = 0; rank < size; ++rank) {
-    threads.emplace_back([&, rank] {
-      try {
-        Rendezvous::Options options{"127.0.0.1", 0, rank, size, timeout_s};
-        if (rank == 0) options.on_port = [&](int taken) { port.set_value(taken); };
-        if (rank > 0) options.port = known.get();
-        Rendezvous rendezvous(options);
-        body(rendezvous);
-        rendezvous.meet("end of test");
-      } catch (...) {
-        errors[static_cast<size_t>(rank)] = std::current_exception();
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  for (const std::exception_ptr& error : errors)
-    if (error != nullptr) std::rethrow_exception(error);
-}
 
 void run_group(int size, const std::function<void(Communicator&)>& body, double timeout_s = 60) {
   run_ranks(size, 60, [&](Rendezvous& rendezvous) {
@@ -53,6 +26,7 @@ void run_group(int size, const std::function<void(Communicator&)>& body, double 
                                                            .world_rank = rank,
                                                            .timeout_s = timeout_s});
     body(*group);
+    rendezvous.meet("end of body");  // a group that goes early takes its connections with it
   });
 }
 
@@ -198,6 +172,22 @@ TEST(GlooCommunicatorTest, a_rank_that_does_not_come_is_reported_with_the_collec
             << text;
       },
       1);
+}
+
+TEST(PositionsTest, who_is_behind_is_named) {
+  run_ranks(3, 60, [](Rendezvous& rendezvous) {
+    Positions positions(rendezvous, 0.01);
+    const int rank = rendezvous.options().rank;
+    EXPECT_EQ(positions.who_is_behind(), "");
+    rendezvous.meet("none");
+    for (int number = 1; number <= (rank == 2 ? 4 : 5); ++number)
+      positions.begin("data", "all_reduce", number);
+    positions.who_is_behind();  // posts
+    rendezvous.meet("begun");
+    EXPECT_EQ(positions.who_is_behind(),
+              "rank 2 is behind: its last exchange was all_reduce number 4 on axis data");
+    rendezvous.meet("end");
+  });
 }
 
 TEST(MeshTest, every_axis_reaches_its_own_ranks) {

@@ -22,7 +22,8 @@ Mesh::Mesh(const Layout& layout, int rank, const Make& make) : layout_(layout), 
   }
 }
 
-Mesh::Mesh(const Layout& layout, Rendezvous& rendezvous, double timeout_s)
+Mesh::Mesh(const Layout& layout, Rendezvous& rendezvous, double timeout_s,
+           std::shared_ptr<Positions> positions)
     : Mesh(layout, rendezvous.options().rank, [&](Axis axis, const std::vector<int>& ranks) {
         GroupOptions options;
         options.axis = name_of(axis);
@@ -31,6 +32,7 @@ Mesh::Mesh(const Layout& layout, Rendezvous& rendezvous, double timeout_s)
         options.rank = layout.index(axis, options.world_rank);
         options.size = static_cast<int>(ranks.size());
         options.timeout_s = timeout_s;
+        options.positions = positions;
         return make_gloo_communicator(rendezvous, options);
       }) {}
 

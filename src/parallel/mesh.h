@@ -12,12 +12,15 @@
 
 namespace moebius::parallel {
 
+class Positions;
 class Rendezvous;
 
 class Mesh {
  public:
   // All ranks at the same time. Axes of one rank get a communicator that does nothing, the others Gloo's.
-  Mesh(const Layout& layout, Rendezvous& rendezvous, double timeout_s);
+  // `positions`: told of every exchange, for messages; may be null.
+  Mesh(const Layout& layout, Rendezvous& rendezvous, double timeout_s,
+       std::shared_ptr<Positions> positions = nullptr);
   // Communicators from elsewhere, for tests among threads: `make` is called for each axis of more than one
   // rank, with the world ranks of this rank's group.
   using Make = std::function<std::unique_ptr<Communicator>(Axis axis, const std::vector<int>& ranks)>;

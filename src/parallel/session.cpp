@@ -1,37 +1,85 @@
 #include "parallel/session.h"
 
+#include <c10/util/Logging.h>
+#include <unistd.h>
+
 #include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "base/check.h"
 #include "base/concat.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "config/dump.h"
 #include "config/load.h"
+#include "parallel/lifeline.h"
+#include "parallel/positions.h"
+#include "parallel/rendezvous.h"
 
 namespace moebius::parallel {
 namespace {
 
-// The config of every rank against that of the first.
+// How long news of a death may be behind the failure of a collective.
+constexpr double kSecondsForNews = 2;
+
+// How the config of this rank differs from that of the first; empty when it does not.
+std::string difference_from_first(Rendezvous& rendezvous, const config::RunConfig& config) {
+  const int rank = rendezvous.options().rank;
+  const config::RunConfig first = config::parse_run_config(rendezvous.get("config"), "the config of rank 0");
+  const std::vector<config::Difference> differences = config::diff(first, config);
+  if (differences.empty()) return {};
+  return concat("rank ", rank, " has another config than rank 0 (rank 0 -> rank ", rank, "):\n",
+                config::describe_differences(differences));
+}
+
+// Refuses different configs on all ranks with the same words.
 void compare_configs(Rendezvous& rendezvous, const config::RunConfig& config) {
   const int rank = rendezvous.options().rank;
   if (rank == 0) {
     rendezvous.set("config", config::dump(config, config::DumpStyle::kFull));
+    std::string verdict;
+    for (int other = 1; other < rendezvous.options().size; ++other)
+      verdict += rendezvous.get(concat("difference/", other));
+    rendezvous.set("verdict", verdict);
   } else {
-    const config::RunConfig first =
-        config::parse_run_config(rendezvous.get("config"), "the config of rank 0");
-    const std::vector<config::Difference> differences = config::diff(first, config);
-    if (!differences.empty())
-      throw_user_error("rank ", rank, " has another config than rank 0 (rank 0 -> rank ", rank, "):\n",
-                       config::describe_differences(differences),
-                       "start all ranks with the same config file and the same --set options");
+    rendezvous.set(concat("difference/", rank), difference_from_first(rendezvous, config));
   }
-  rendezvous.meet("config");
+  const std::string verdict = rendezvous.get("verdict");
+  // The first rank serves what the others still read.
+  rendezvous.meet("verdict");
+  if (!verdict.empty())
+    throw_user_error(verdict, verdict.ends_with('\n') ? "" : "\n",
+                     "start all ranks with the same config file and the same --set options");
 }
 
 }  // namespace
+
+struct Session::Parts {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool ends = false;
+  std::unique_ptr<Rendezvous> rendezvous;
+  std::unique_ptr<Lifeline> lifeline;
+  std::unique_ptr<Mesh> mesh;
+
+  // In a thread of the lifeline.
+  void on_death(const std::string& text) {
+    const int rank = rendezvous->options().rank;
+    // One of those that are left speaks; of two, the first may be the one that ended.
+    const bool speaks = rank == 0 || (rank == 1 && text.starts_with("rank 0 "));
+    if (speaks && !process_variable(kLaunchedVariable))
+      log_error(text, "; all ranks end, and the same command with --resume goes on from the last checkpoint");
+    std::unique_lock lock(mutex);
+    const bool ended =
+        changed.wait_for(lock, std::chrono::duration<double>(kSecondsToEnd), [&] { return ends; });
+    // The main thread waits for one who will not come, or computes.
+    if (!ended) ::_exit(kExitFailure);
+  }
+};
 
 void check_backend(const config::ParallelConfig& config, bool on_cuda) {
   if (config.backend == "nccl" && !on_cuda)
@@ -43,26 +91,43 @@ void check_backend(const config::ParallelConfig& config, bool on_cuda) {
         "several processes on GPUs (NCCL) are not there yet; add --device cpu, or start one process");
 }
 
-Session::Session(const Environment& environment, const config::RunConfig& config, bool on_cuda) {
+Session::Session(const Environment& environment, const config::RunConfig& config, bool on_cuda)
+    : parts_(std::make_unique<Parts>()) {
   check_backend(config.parallel, on_cuda);
+  // What c10d warns of, at length, comes back as an error that is told in our own words.
+  ::setenv("TORCH_CPP_LOG_LEVEL", "ERROR", /*overwrite=*/0);
+  c10::initLogging();
   const Layout layout = make_layout(config, environment.world_size);
   if (environment.rank == 0) log_info(describe(environment));
-  rendezvous_ =
+  parts_->rendezvous =
       std::make_unique<Rendezvous>(Rendezvous::Options{environment.host, environment.port, environment.rank,
                                                        environment.world_size, config.parallel.timeout_s});
-  compare_configs(*rendezvous_, config);
-  mesh_ = std::make_unique<Mesh>(layout, *rendezvous_, config.parallel.timeout_s);
+  parts_->lifeline = std::make_unique<Lifeline>(
+      *parts_->rendezvous, [parts = parts_.get()](const std::string& text) { parts->on_death(text); });
+  compare_configs(*parts_->rendezvous, config);
+  parts_->mesh = std::make_unique<Mesh>(layout, *parts_->rendezvous, config.parallel.timeout_s,
+                                        std::make_shared<Positions>(*parts_->rendezvous));
   if (environment.rank == 0) log_info(describe(layout));
 }
 
+Session::~Session() {
+  {
+    const std::lock_guard lock(parts_->mutex);
+    parts_->ends = true;
+  }
+  parts_->changed.notify_all();
+}
+
 void Session::leave() {
-  // The first rank serves the rendezvous, so it goes last.
-  const int rank = rendezvous_->options().rank;
-  mesh_->world().barrier();
-  rendezvous_->add("left", 1);
-  if (rank > 0) return;
-  for (int waited = 0; rendezvous_->add("left", 0) < rendezvous_->options().size && waited < 1000; ++waited)
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  parts_->lifeline->leave();
+}
+
+bool Session::was_left_alone() const {
+  return parts_->lifeline->death_within(kSecondsForNews).has_value();
+}
+
+const Mesh& Session::mesh() const {
+  return *parts_->mesh;
 }
 
 }  // namespace moebius::parallel

@@ -1,4 +1,5 @@
-// A process among others: finds them, makes sure that all mean the same run, and has the mesh.
+// A process among others: finds them, makes sure that all mean the same run, has the mesh, and ends when one
+// of them is gone.
 #pragma once
 
 #include <memory>
@@ -6,7 +7,6 @@
 #include "config/train_config.h"
 #include "parallel/environment.h"
 #include "parallel/mesh.h"
-#include "parallel/rendezvous.h"
 
 namespace moebius::parallel {
 
@@ -14,19 +14,32 @@ class Session {
  public:
   // All ranks at the same time. UserError, before anything large is allocated: the processes cannot be laid
   // out as the config says (layout.h), the ranks do not find each other (rendezvous.h), or their configs
-  // differ (names the field and both values). The first rank logs who started it and the layout.
+  // differ (names the field and both values, on all ranks). The first rank logs who started it and the
+  // layout.
+  //
+  // From then on the process ends kSecondsToEnd after another rank has (lifeline.h) when it has not ended by
+  // itself.
   Session(const Environment& environment, const config::RunConfig& config, bool on_cuda);
+  ~Session();
+  static constexpr double kSecondsToEnd = 6;
+
   // All ranks, at the end of a run that went well: waits until the others have come as far.
   void leave();
 
-  const Mesh& mesh() const { return *mesh_; }
+  // After CommunicationFailed: whether it came because another rank has ended, which has been said then.
+  bool was_left_alone() const;
+
+  const Mesh& mesh() const;
 
  private:
-  std::unique_ptr<Rendezvous> rendezvous_;
-  std::unique_ptr<Mesh> mesh_;
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
 };
 
 // UserError when the backend that the config asks for cannot serve.
 void check_backend(const config::ParallelConfig& config, bool on_cuda);
+
+// Set by `--nproc` for the processes that it starts: it says itself which of them ended.
+inline constexpr const char* kLaunchedVariable = "MOEBIUS_LAUNCHED";
 
 }  // namespace moebius::parallel
