@@ -25,6 +25,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "parallel/session.h"
 
 extern char** environ;
 
@@ -96,7 +97,8 @@ class Launch {
     const int num = options_.num_processes;
     std::vector<std::string> variables{concat("RANK=", rank),       concat("WORLD_SIZE=", num),
                                        concat("LOCAL_RANK=", rank), concat("LOCAL_WORLD_SIZE=", num),
-                                       "MASTER_ADDR=127.0.0.1",     concat("MASTER_PORT=", port)};
+                                       "MASTER_ADDR=127.0.0.1",     concat(parallel::kLaunchedVariable, "=1"),
+                                       concat("MASTER_PORT=", port)};
     if (std::getenv("OMP_NUM_THREADS") == nullptr)
       variables.push_back(concat("OMP_NUM_THREADS=", options_.threads_per_process));
     std::vector<char*> environment;

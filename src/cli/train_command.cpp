@@ -20,6 +20,7 @@
 #include "config/docs.h"
 #include "config/dump.h"
 #include "ops/device.h"
+#include "parallel/communicator.h"
 #include "parallel/session.h"
 #include "train/trainer.h"
 
@@ -76,6 +77,17 @@ void set_threads(const TrainArguments& arguments, const parallel::Environment& e
   }
 }
 
+train::TrainResult train_with(const train::TrainOptions& options, parallel::Session* session) {
+  try {
+    const train::TrainResult result = train::train(options);
+    if (session != nullptr) session->leave();
+    return result;
+  } catch (const parallel::CommunicationFailed&) {
+    if (session == nullptr || !session->was_left_alone()) throw;
+    throw CLI::RuntimeError(kExitFailure);  // who is gone has been said
+  }
+}
+
 void run_train(const TrainArguments& arguments) {
   if (!arguments.dump.empty()) return print_config(arguments);
   if (arguments.config.empty())
@@ -112,8 +124,7 @@ void run_train(const TrainArguments& arguments) {
   } else {
     parallel::make_layout(options.config, 1);
   }
-  const train::TrainResult result = train::train(options);
-  if (session) session->leave();
+  const train::TrainResult result = train_with(options, session ? &*session : nullptr);
   if (environment.rank > 0) {
     if (result.interrupted && arguments.go_on) throw CLI::RuntimeError(kExitInterrupted);
     return;
