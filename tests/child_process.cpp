@@ -12,11 +12,6 @@
 namespace moebius {
 namespace {
 
-std::string program() {
-  const char* named = std::getenv("MOEBIUS_PROGRAM_UNDER_TEST");
-  return named != nullptr ? named : MOEBIUS_PROGRAM;
-}
-
 std::string contents(int fd) {
   std::string text(static_cast<size_t>(lseek(fd, 0, SEEK_END)), '\0');
   MOEBIUS_CHECK_EQ(pread(fd, text.data(), text.size(), 0), static_cast<ssize_t>(text.size()));
@@ -25,19 +20,30 @@ std::string contents(int fd) {
 
 }  // namespace
 
-ChildProcess::ChildProcess(const std::vector<std::string>& arguments, unsigned limit_seconds)
+std::string program_under_test() {
+  const char* named = std::getenv("MOEBIUS_PROGRAM_UNDER_TEST");
+  return named != nullptr ? named : MOEBIUS_PROGRAM;
+}
+
+ChildProcess::ChildProcess(const std::vector<std::string>& arguments, unsigned limit_seconds,
+                           const std::vector<std::string>& variables)
     : out_(memfd_create("out", MFD_CLOEXEC)), err_(memfd_create("err", MFD_CLOEXEC)) {
-  const std::string path = program();
+  const std::string path = program_under_test();
   std::vector<char*> argv{const_cast<char*>(path.c_str())};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
+  // The first of two values of a name counts.
+  std::vector<char*> environment;
+  for (const std::string& each : variables) environment.push_back(const_cast<char*>(each.c_str()));
+  for (char** each = environ; *each != nullptr; ++each) environment.push_back(*each);
+  environment.push_back(nullptr);
   pid_ = fork();
   MOEBIUS_CHECK_GE(pid_, 0);
   if (pid_ == 0) {
     dup2(out_, STDOUT_FILENO);
     dup2(err_, STDERR_FILENO);
     alarm(limit_seconds);
-    execv(path.c_str(), argv.data());
+    execve(path.c_str(), argv.data(), environment.data());
     _exit(127);
   }
 }
