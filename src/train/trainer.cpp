@@ -292,7 +292,10 @@ void Run::save_and_go_on(int64_t step) {
 void Run::validate(int64_t step) {
   if (!validation_ || validation_->num_batches() == 0) return;
   report_->phases().mark(energy::Phase::kEvaluation);
-  const Evaluation evaluation = evaluate(*model_, *validation_, config_.train.eval_batches, options_.mesh);
+  // With train.micro_batch = 0 the ranks share each batch, so that there are more of them.
+  const int64_t shares = options_.config.train.micro_batch == 0 ? batch_parts(options_) : 1;
+  const Evaluation evaluation =
+      evaluate(*model_, *validation_, config_.train.eval_batches * shares, options_.mesh);
   report_->phases().mark(energy::Phase::kIdle);
   report_->validation(step, evaluation);
 }
