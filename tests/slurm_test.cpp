@@ -224,6 +224,30 @@ TEST_F(SlurmTest, a_training_pauses_resumes_and_changes_its_size_with_the_grid) 
   EXPECT_TRUE(fs::exists(fs::path(run) / "summary.json"));
 }
 
+// The ranks of one run, started by srun.
+TEST_F(SlurmTest, a_step_of_srun_trains_as_one_process_does) {
+  if (find_program("srun").empty())
+    GTEST_SKIP() << "srun is not installed (slurm-client of the distribution)";
+  const std::string config = write_tiny_config(folder, 20);
+  const auto loss = [&](const std::string& run) {
+    return nlohmann::json::parse(read_file(folder / run / "summary.json"))["train_loss"].get<double>();
+  };
+  const auto arguments = [&](const std::string& run) {
+    return std::vector<std::string>{"train",    config, "--run",     (folder / run).string(),
+                                    "--device", "cpu",  "--threads", "1"};
+  };
+  const Finished alone = run_program(arguments("one"));
+  ASSERT_EQ(alone.code, 0) << alone.errors;
+  std::string command = concat("timeout 100 srun --ntasks 2 --mpi=none ", program_under_test());
+  for (const std::string& argument : arguments("two")) command += concat(" '", argument, "'");
+  const std::string log = (folder / "log").string();
+  ASSERT_EQ(std::system(concat(command, " >", log, " 2>&1").c_str()), 0) << read_file(log);
+  EXPECT_NE(read_file(log).find("Slurm: rank 0 of 2, local rank 0 of 2, rendezvous at 127.0.0.1:"),
+            std::string::npos)
+      << read_file(log);
+  EXPECT_NEAR(loss("two"), loss("one"), 1e-4 * loss("one"));
+}
+
 TEST_F(SlurmTest, a_cluster_that_is_out_of_reach_is_named) {
   ::setenv("SLURM_CONF", (folder / "nowhere.conf").c_str(), 1);
   const Finished refused =
