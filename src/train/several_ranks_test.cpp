@@ -5,7 +5,7 @@
 #include <mutex>
 
 #include "data/prepare.h"
-#include "parallel/gradient_sync.h"
+#include "parallel/data_parallel.h"
 #include "parallel/load_sum.h"
 #include "parallel/thread_mesh.h"
 #include "train/model_files.h"
@@ -16,30 +16,8 @@
 namespace moebius::train {
 namespace {
 
-// Keeps the gradients that the optimizer reads.
-class KeptGradients final : public parallel::GradientSync {
- public:
-  KeptGradients(nn::ParamTable& params, const parallel::Mesh& mesh) : params_(params), sync_(params, mesh) {}
-  void begin_backward(int64_t micro, int64_t num_micro) override {
-    EXPECT_EQ(micro, num_begun_++);
-    EXPECT_LT(micro, num_micro);
-    sync_.begin_backward(micro, num_micro);
-  }
-  void finish() override {
-    sync_.finish();
-    for (const nn::Param& param : params_.params())
-      if (param.value.grad().defined()) kept.emplace(param.spec.name, param.value.grad().clone());
-  }
-  std::map<std::string, at::Tensor> kept;
-
- private:
-  nn::ParamTable& params_;
-  parallel::AllReduceGradients sync_;
-  int64_t num_begun_ = 0;
-};
-
 struct Outcome {
-  std::map<std::string, at::Tensor> gradients, values;
+  std::map<std::string, at::Tensor> moments, values;  // first moments: the clipped gradient times 1 - beta1
   StepNumbers numbers;
 };
 
@@ -53,11 +31,12 @@ std::vector<Outcome> first_step(const config::RunConfig& config, const data::Sou
     own.model.vocab = 256;
     if (own.train.micro_batch == 0) own.train.micro_batch = own.train.batch / num_ranks;
     const auto model = make_model(own, at::kCPU);
-    AdamW optimizer(own.optimizer, model->params());
+    parallel::DataParallel shares(model->params(), parallel::data_axes(mesh, 0), {});
+    model->set_gate(&shares);
+    AdamW optimizer(own.optimizer, shares.slices());
     TrainStep step(own, *model, optimizer);
-    KeptGradients gradients(model->params(), mesh);
     const parallel::RankLoadSum load_sum(mesh.data());
-    step.join(mesh, gradients, config.train.micro_batch == 0 ? &load_sum : nullptr);
+    step.join(mesh, shares, config.train.micro_batch == 0 ? &load_sum : nullptr);
     const auto batches = data::make_training_batches(own.data, sources,
                                                      {.seed = 1,
                                                       .sequence = own.train.sequence,
@@ -78,7 +57,8 @@ std::vector<Outcome> first_step(const config::RunConfig& config, const data::Sou
     Outcome& outcome = outcomes[static_cast<size_t>(mesh.rank())];
     outcome.numbers =
         step.run(1, micro_batches, StepTotals{totals[0].item<int64_t>(), totals[1].item<int64_t>()}).get();
-    outcome.gradients = gradients.kept;
+    for (const AdamW::State& state : optimizer.state())
+      if (state.name.starts_with("m.")) outcome.moments.emplace(state.name, state.tensor.clone());
     for (const nn::Param& param : model->params().params())
       outcome.values.emplace(param.spec.name, param.value.detach().clone());
   });
@@ -117,10 +97,10 @@ TEST(SeveralRanks, the_first_step_has_the_gradients_and_numbers_of_one_process) 
       EXPECT_EQ(first.numbers.num_targets, one.numbers.num_targets);
       EXPECT_EQ(first.numbers.layers.at(0).load, one.numbers.layers.at(0).load);
       EXPECT_NEAR(first.numbers.layers.at(0).entropy, one.numbers.layers.at(0).entropy, 1e-4);
-      ASSERT_EQ(first.gradients.size(), one.gradients.size());
-      for (const auto& [name, expected] : one.gradients) {
+      ASSERT_EQ(first.moments.size(), one.moments.size());
+      for (const auto& [name, expected] : one.moments) {
         const double size = expected.norm().item<double>();
-        EXPECT_LT((first.gradients.at(name) - expected).norm().item<double>(), 1e-5 * size + 1e-9) << name;
+        EXPECT_LT((first.moments.at(name) - expected).norm().item<double>(), 1e-5 * size + 1e-9) << name;
       }
       // All ranks hold the same bits, the selection bias among them.
       for (const Outcome& other : several)
