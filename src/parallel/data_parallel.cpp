@@ -45,7 +45,15 @@ DataParallel::DataParallel(nn::ParamTable& params, const DataAxes& axes, const D
     for (const FlatBucket& bucket : buckets_)
       weights_.emplace_back(bucket, frees_blocks && bucket.block != kOutsideBlocks);
   }
-  for (const FlatBucket& bucket : buckets_) num_blocks_ = std::max(num_blocks_, bucket.block + 1);
+  for (size_t b = 0; b < buckets_.size(); ++b) {
+    for (const FlatEntry& entry : buckets_[b].entries) {
+      const int64_t block = block_of(entry.param->spec);
+      if (block == kOutsideBlocks) continue;
+      if (block >= num_blocks()) buckets_of_block_.resize(static_cast<size_t>(block) + 1);
+      std::vector<size_t>& of_block = buckets_of_block_[static_cast<size_t>(block)];
+      if (of_block.empty() || of_block.back() != b) of_block.push_back(b);
+    }
+  }
   gradients_ = std::make_unique<GradientBuckets>(buckets_, keep_of(options.zero_stage));
   if (frees_blocks) gradients_->start_by_block();
   note_parameters();
@@ -83,9 +91,8 @@ void DataParallel::finish_update() {
   // The first to be used again is the last that was declared backwards.
   for (size_t b = weights_.size(); b > 0; --b)
     if (options_.zero_stage < 3 || buckets_[b - 1].block == kOutsideBlocks) weights_[b - 1].start_gather();
-  const telemetry::Span span("wait for parameters", "parallel");
-  for (size_t b = weights_.size(); b > 0; --b)
-    if (weights_[b - 1].is_gathered()) weights_[b - 1].wait();
+  // The embedding is used before any block.
+  if (!weights_.empty() && weights_.back().is_gathered()) weights_.back().wait();
 }
 
 std::vector<OwnedSlice> DataParallel::slices() const {
@@ -127,8 +134,8 @@ DataParallel::Bytes DataParallel::held_bytes() const {
 }
 
 void DataParallel::start_gather(int64_t block) {
-  for (size_t b = weights_.size(); b > 0; --b)
-    if (buckets_[b - 1].block == block) weights_[b - 1].start_gather();
+  const std::vector<size_t>& of_block = buckets_of_block_[static_cast<size_t>(block)];
+  for (auto b = of_block.rbegin(); b != of_block.rend(); ++b) weights_[*b].start_gather();
 }
 
 void DataParallel::gather_all() {
@@ -141,16 +148,21 @@ void DataParallel::release_all() {
 }
 
 void DataParallel::before(int64_t block, nn::Pass pass) {
-  if (options_.zero_stage < 3) return;
-  start_gather(block);
+  if (weights_.empty()) return;
+  const bool gathers = options_.zero_stage == 3;
+  if (gathers) start_gather(block);
   {
     const telemetry::Span span("wait for block", "parallel", block);
-    for (size_t b = 0; b < buckets_.size(); ++b)
-      if (buckets_[b].block == block) weights_[b].wait();
+    for (const size_t b : buckets_of_block_[static_cast<size_t>(block)]) weights_[b].wait();
+    // What is used behind the blocks, or between the last two of them (multi-token prediction).
+    if (pass == nn::Pass::forward && block + 2 >= num_blocks())
+      for (FlatWeights& weights : weights_)
+        if (weights.is_gathered()) weights.wait();
   }
+  if (!gathers) return;
   // The next one travels while this one computes.
   const int64_t next = pass == nn::Pass::forward ? block + 1 : block - 1;
-  if (next >= 0 && next < num_blocks_) start_gather(next);
+  if (next >= 0 && next < num_blocks()) start_gather(next);
   note_parameters();
 }
 
@@ -158,11 +170,10 @@ void DataParallel::after(int64_t block, nn::Pass pass) {
   if (options_.zero_stage < 3) return;
   if (pass == nn::Pass::backward) {
     gradients_->end_block(block);
-  } else if (at::GradMode::is_enabled() && block == num_blocks_ - 1) {
+  } else if (at::GradMode::is_enabled() && block == num_blocks() - 1) {
     return;  // the backward pass begins with it
   }
-  for (size_t b = 0; b < buckets_.size(); ++b)
-    if (buckets_[b].block == block) weights_[b].release();
+  for (const size_t b : buckets_of_block_[static_cast<size_t>(block)]) weights_[b].release();
 }
 
 }  // namespace moebius::parallel

@@ -54,8 +54,9 @@ DataAxes data_axes(const Mesh& mesh, int64_t zero_stage);
 class DataParallel final : public nn::ParamGate {
  public:
   // The parameters have their memory and values, the same on all ranks of an axis. In stages 1 to 3 they are
-  // moved; in stage 3 those of blocks are gone outside the passes of a decoder that this object is the gate
-  // of. The table and the axes outlive this object; so do the parameters' tensors.
+  // moved, and only the passes of a decoder that this object is the gate of may read them, unless
+  // gather_all() is called before; in stage 3 those of blocks are gone between their uses. The table and the
+  // axes outlive this object; so do the parameters' tensors.
   DataParallel(nn::ParamTable& params, const DataAxes& axes, const DataParallelOptions& options);
   ~DataParallel() override;
 
@@ -66,7 +67,8 @@ class DataParallel final : public nn::ParamGate {
   void finish_gradients() { gradients_->finish(); }
   // Of the gradients of the whole model, every element counted once; fp32 scalar, the same on all ranks.
   at::Tensor sum_of_squares() const;
-  // Gradients are gone and every rank has the updated parameters (in stage 3: those outside blocks).
+  // Gradients are gone, and the updated parameters are on their way to every rank: the gate waits for those
+  // of a block when a forward pass comes to it (in stage 3 it gathers them then).
   void finish_update();
 
   // What this rank updates, in the order of the table. Stage 0: all parameters, whole.
@@ -74,7 +76,8 @@ class DataParallel final : public nn::ParamGate {
   const std::vector<FlatBucket>& buckets() const { return buckets_; }
   int64_t zero_stage() const { return options_.zero_stage; }
 
-  // For work on all parameters at once: they are whole until release_all(). Called by all ranks.
+  // For work on all parameters at once: they are whole until release_all() or finish_update(). Called by all
+  // ranks.
   void gather_all();
   void release_all();
 
@@ -93,6 +96,7 @@ class DataParallel final : public nn::ParamGate {
   void after(int64_t block, nn::Pass pass) override;
 
  private:
+  int64_t num_blocks() const { return static_cast<int64_t>(buckets_of_block_.size()); }
   void start_gather(int64_t block);
   void note_parameters();
   // Shards of gradients that this rank counts in the norm.
@@ -104,7 +108,7 @@ class DataParallel final : public nn::ParamGate {
   std::vector<FlatBucket> buckets_;
   std::vector<FlatWeights> weights_;  // of each bucket; none in stage 0
   std::unique_ptr<GradientBuckets> gradients_;
-  int64_t num_blocks_ = 0;
+  std::vector<std::vector<size_t>> buckets_of_block_;  // that hold parameters of it
   int64_t peak_parameters_ = 0;
 };
 

@@ -9,16 +9,17 @@
 #include "moe/moe_feed_forward.h"
 #include "nn/decoder.h"
 #include "ops/optimizer.h"
-#include "parallel/small_model.h"
 #include "parallel/solo_communicator.h"
 #include "parallel/thread_group.h"
+#include "parallel/zero_test_model.h"
 
 namespace moebius::parallel {
 namespace {
 
-struct Setup {
+struct ZeroSetup {
   int64_t stage = 0;
   int ranks = 1;
+  int replicas = 1;           // of the shards, among the ranks
   int64_t micro_batches = 4;  // of all ranks together
   int64_t steps = 20;
   double grad_clip = 0.5;
@@ -26,7 +27,7 @@ struct Setup {
   at::ScalarType dtype = at::kFloat;
 };
 
-struct Outcome {
+struct ZeroOutcome {
   std::vector<double> losses;
   std::vector<double> norms;
   std::vector<at::Tensor> params;
@@ -37,18 +38,18 @@ struct Outcome {
 };
 
 // One rank's run. The loss is summed over the ranks outside of what is measured.
-Outcome train_rank(const Setup& setup, Communicator& data, Communicator& aside) {
-  auto decoder = moe::make_decoder(small_model());
+ZeroOutcome train_rank(const ZeroSetup& setup, const DataAxis& axis, Communicator& aside) {
+  Communicator& data = *axis.shard;
+  auto decoder = moe::make_decoder(zero_model());
   decoder->params().allocate(setup.dtype, at::kCPU);
   decoder->params().initialise(5);
-  const DataAxes axes{{&data, nullptr}, {&data, nullptr}, &aside};
-  DataParallel parallel(decoder->params(), axes,
+  DataParallel parallel(decoder->params(), {axis, axis, &aside},
                         {.zero_stage = setup.stage, .bucket_bytes = 20'000, .by_block = true});
   decoder->set_gate(&parallel);
 
   std::vector<OwnedSlice> slices = parallel.slices();
   std::vector<ops::AdamWState> states;
-  Outcome outcome;
+  ZeroOutcome outcome;
   for (const OwnedSlice& slice : slices) {
     const at::TensorOptions fp32(at::kFloat);
     ops::AdamWState& state = states.emplace_back();
@@ -63,13 +64,13 @@ Outcome train_rank(const Setup& setup, Communicator& data, Communicator& aside) 
   nn::ForwardOptions options;
   options.with_losses = true;
   options.recompute = setup.recompute;
-  const int64_t own = setup.micro_batches / data.size();
+  const int64_t own = setup.micro_batches / aside.size();
   for (int64_t step = 1; step <= setup.steps; ++step) {
     at::Tensor loss = at::zeros({});
     for (int64_t i = 0; i < own; ++i) {
-      const nn::TokenBatch batch = small_batch(step, own * data.rank() + i);
+      const nn::TokenBatch batch = zero_batch(step, own * aside.rank() + i);
       const nn::DecoderOutput output = decoder->forward(batch, options);
-      const double scale = 1.0 / static_cast<double>(kSmallTokens * setup.micro_batches);
+      const double scale = 1.0 / static_cast<double>(kZeroTokens * setup.micro_batches);
       at::Tensor total = decoder->loss(output.hidden_TD, batch.targets_T, scale);
       loss += total.detach();
       total = total + output.balance_loss / static_cast<double>(setup.micro_batches);
@@ -103,36 +104,44 @@ Outcome train_rank(const Setup& setup, Communicator& data, Communicator& aside) 
   return outcome;
 }
 
-std::vector<Outcome> train_all(const Setup& setup) {
-  ThreadGroup data(setup.ranks, "data"), aside(setup.ranks, "aside");
-  std::vector<Outcome> outcomes(static_cast<size_t>(setup.ranks));
-  data.run([&](Communicator& comm) {
-    outcomes[static_cast<size_t>(comm.rank())] = train_rank(setup, comm, aside[comm.rank()]);
+std::vector<ZeroOutcome> train_all(const ZeroSetup& setup) {
+  ThreadGroup all(setup.ranks, "all");
+  std::vector<std::unique_ptr<ThreadGroup>> shards, replicas;
+  for (int i = 0; i < setup.replicas; ++i)
+    shards.push_back(std::make_unique<ThreadGroup>(setup.ranks / setup.replicas, "shard"));
+  for (int i = 0; i < setup.ranks / setup.replicas; ++i)
+    replicas.push_back(std::make_unique<ThreadGroup>(setup.replicas, "replica"));
+  std::vector<ZeroOutcome> outcomes(static_cast<size_t>(setup.ranks));
+  all.run([&](Communicator& comm) {
+    const int shard = comm.rank() / setup.replicas, replica = comm.rank() % setup.replicas;
+    const DataAxis axis{&(*shards[static_cast<size_t>(replica)])[shard],
+                        setup.replicas > 1 ? &(*replicas[static_cast<size_t>(shard)])[replica] : nullptr};
+    outcomes[static_cast<size_t>(comm.rank())] = train_rank(setup, axis, comm);
   });
   return outcomes;
 }
 
-void expect_same(const Outcome& a, const Outcome& b) {
+void expect_same(const ZeroOutcome& a, const ZeroOutcome& b) {
   EXPECT_EQ(a.losses, b.losses);
   EXPECT_EQ(a.norms, b.norms);
   for (size_t i = 0; i < a.params.size(); ++i) EXPECT_TRUE(at::equal(a.params[i], b.params[i])) << i;
 }
 
-void expect_near(const Outcome& a, const Outcome& b) {
+void expect_near(const ZeroOutcome& a, const ZeroOutcome& b) {
   for (size_t i = 0; i < a.losses.size(); ++i)
     EXPECT_NEAR(a.losses[i], b.losses[i], 1e-4 * std::abs(a.losses[i])) << "step " << i + 1;
   EXPECT_NEAR(a.norms[0], b.norms[0], 1e-5 * a.norms[0]);
 }
 
 TEST(DataParallelTest, every_stage_trains_as_one_process_does) {
-  const Outcome one = train_all({}).front();
+  const ZeroOutcome one = train_all({}).front();
   EXPECT_LT(one.losses.back(), 0.7 * one.losses.front());
   for (const int ranks : {2, 4}) {
     for (int64_t stage = 0; stage <= 3; ++stage) {
       SCOPED_TRACE(testing::Message() << "stage " << stage << " on " << ranks << " ranks");
-      const std::vector<Outcome> several = train_all({.stage = stage, .ranks = ranks});
+      const std::vector<ZeroOutcome> several = train_all({.stage = stage, .ranks = ranks});
       expect_near(one, several.front());
-      for (const Outcome& each : several) expect_same(several.front(), each);
+      for (const ZeroOutcome& each : several) expect_same(several.front(), each);
     }
   }
 }
@@ -140,7 +149,7 @@ TEST(DataParallelTest, every_stage_trains_as_one_process_does) {
 // Sums have one order then: over the ranks first where each has one micro-batch, and where each has two
 // micro-batches for stages that add those up first.
 TEST(DataParallelTest, stages_are_equal_bit_for_bit_where_the_order_of_sums_is) {
-  const Outcome plain = train_all({.ranks = 4, .steps = 5}).front();
+  const ZeroOutcome plain = train_all({.ranks = 4, .steps = 5}).front();
   for (int64_t stage = 1; stage <= 3; ++stage)
     expect_same(plain, train_all({.stage = stage, .ranks = 4, .steps = 5}).front());
   expect_same(train_all({.stage = 0, .ranks = 2, .steps = 5}).front(),
@@ -149,14 +158,25 @@ TEST(DataParallelTest, stages_are_equal_bit_for_bit_where_the_order_of_sums_is) 
               train_all({.stage = 3, .ranks = 2, .steps = 5}).front());
 }
 
+TEST(DataParallelTest, copies_of_the_shards_stay_alike) {
+  const ZeroOutcome one = train_all({.steps = 6}).front();
+  for (int64_t stage = 0; stage <= 3; ++stage) {
+    SCOPED_TRACE(testing::Message() << "stage " << stage);
+    const std::vector<ZeroOutcome> several =
+        train_all({.stage = stage, .ranks = 4, .replicas = 2, .steps = 6});
+    expect_near(one, several.front());
+    for (const ZeroOutcome& each : several) expect_same(several.front(), each);
+  }
+}
+
 TEST(DataParallelTest, one_rank_with_any_stage_is_a_run_without_it) {
-  const Outcome plain = train_all({.steps = 4, .recompute = nn::Recompute::none}).front();
+  const ZeroOutcome plain = train_all({.steps = 4, .recompute = nn::Recompute::none}).front();
   for (int64_t stage = 1; stage <= 3; ++stage)
     expect_same(plain, train_all({.stage = stage, .steps = 4}).front());
 }
 
 TEST(DataParallelTest, parameters_that_come_and_go_suit_recomputation) {
-  const Outcome plain = train_all({.ranks = 2, .micro_batches = 2, .steps = 4}).front();
+  const ZeroOutcome plain = train_all({.ranks = 2, .micro_batches = 2, .steps = 4}).front();
   for (const nn::Recompute recompute : {nn::Recompute::selective, nn::Recompute::full})
     expect_same(
         plain,
@@ -164,7 +184,7 @@ TEST(DataParallelTest, parameters_that_come_and_go_suit_recomputation) {
 }
 
 TEST(DataParallelTest, bf16_parameters_keep_their_own_buckets) {
-  const Outcome plain =
+  const ZeroOutcome plain =
       train_all({.ranks = 2, .micro_batches = 2, .steps = 4, .dtype = at::kBFloat16}).front();
   for (int64_t stage = 1; stage <= 3; ++stage)
     expect_same(
@@ -177,7 +197,7 @@ TEST(DataParallelTest, sends_what_theory_says) {
   constexpr int64_t kSteps = 3, kOwn = 2;  // micro-batches of a rank
   for (int64_t stage = 0; stage <= 3; ++stage) {
     SCOPED_TRACE(testing::Message() << "stage " << stage);
-    Outcome outcome =
+    ZeroOutcome outcome =
         train_all({.stage = stage, .ranks = kRanks, .micro_batches = kRanks * kOwn, .steps = kSteps}).front();
     const int64_t ring = outcome.payload_bytes * (kRanks - 1) / kRanks,
                   block_ring = outcome.block_bytes * (kRanks - 1) / kRanks;
@@ -191,7 +211,7 @@ TEST(DataParallelTest, sends_what_theory_says) {
       EXPECT_EQ(gathers, 0);
     } else {
       EXPECT_LT(gathers, 2 * block_ring * kOwn * kSteps);
-      EXPECT_GE(gathers, (2 * kSmallLayers - 1) * block_ring / kSmallLayers * kOwn * kSteps * 9 / 10);
+      EXPECT_GE(gathers, (2 * kZeroLayers - 1) * block_ring / kZeroLayers * kOwn * kSteps * 9 / 10);
     }
     // Gaps between parameters are the only bytes that theory lacks.
     int64_t values = 0;
@@ -204,7 +224,7 @@ TEST(DataParallelTest, holds_what_theory_says) {
   constexpr int kRanks = 4;
   for (int64_t stage = 0; stage <= 3; ++stage) {
     SCOPED_TRACE(testing::Message() << "stage " << stage);
-    const Outcome outcome = train_all({.stage = stage, .ranks = kRanks, .steps = 2}).front();
+    const ZeroOutcome outcome = train_all({.stage = stage, .ranks = kRanks, .steps = 2}).front();
     const int64_t whole = outcome.payload_bytes, blocks = outcome.block_bytes;
     int64_t values = 0;
     for (const at::Tensor& param : outcome.params) values += static_cast<int64_t>(param.nbytes());
@@ -234,7 +254,7 @@ TEST(DataParallelTest, evaluation_passes_gather_and_release_too) {
   data.run([&](Communicator& comm) {
     std::vector<at::Tensor> hidden;
     for (const int64_t stage : {0, 3}) {
-      auto decoder = moe::make_decoder(small_model());
+      auto decoder = moe::make_decoder(zero_model());
       decoder->params().allocate(at::kFloat, at::kCPU);
       decoder->params().initialise(5);
       const DataAxes axes{{&comm, nullptr}, {&comm, nullptr}, &comm};
@@ -242,10 +262,10 @@ TEST(DataParallelTest, evaluation_passes_gather_and_release_too) {
       decoder->set_gate(&parallel);
       const int64_t before = parallel.held_bytes().parameters;
       const at::NoGradGuard no_grad;
-      const nn::TokenBatch batch = small_batch(1, 0);
+      const nn::TokenBatch batch = zero_batch(1, 0);
       hidden.push_back(decoder->forward(batch, {}).hidden_TD);
       EXPECT_EQ(parallel.held_bytes().parameters, before);
-      nn::KvCache cache = decoder->make_cache(kSmallTokens);
+      nn::KvCache cache = decoder->make_cache(kZeroTokens);
       hidden.push_back(decoder->next_logits(batch.tokens_T, cache));
       EXPECT_EQ(parallel.held_bytes().parameters, before);
     }

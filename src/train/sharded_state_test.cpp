@@ -9,8 +9,8 @@
 #include "ckpt/async_checkpointer.h"
 #include "ckpt/folder.h"
 #include "moe/moe_feed_forward.h"
-#include "parallel/small_model.h"
 #include "parallel/thread_group.h"
+#include "parallel/zero_test_model.h"
 #include "train/model_files.h"
 
 namespace moebius::train {
@@ -44,7 +44,7 @@ config::OptimizerConfig optimizer_config(const Precision& precision) {
 struct Rank {
   Rank(const Layout& layout, const Precision& precision, Communicator& comm)
       : data(comm),
-        decoder(moe::make_decoder(parallel::small_model())),
+        decoder(moe::make_decoder(parallel::zero_model())),
         axes{{&comm, nullptr}, {&comm, nullptr}, &comm},
         parallel(allocated(*decoder, precision.dtype), axes,
                  {.zero_stage = layout.stage, .bucket_bytes = 20'000}),
@@ -66,11 +66,11 @@ struct Rank {
     at::Tensor loss = at::zeros({});
     const int64_t own = kMicroBatches / data.size();
     for (int64_t i = 0; i < own; ++i) {
-      const nn::TokenBatch batch = parallel::small_batch(step, own * data.rank() + i);
+      const nn::TokenBatch batch = parallel::zero_batch(step, own * data.rank() + i);
       const nn::DecoderOutput output = decoder->forward(batch, options);
       const at::Tensor own_loss =
           decoder->loss(output.hidden_TD, batch.targets_T,
-                        1.0 / static_cast<double>(parallel::kSmallTokens * kMicroBatches));
+                        1.0 / static_cast<double>(parallel::kZeroTokens * kMicroBatches));
       loss += own_loss.detach();
       parallel.begin_backward(i == own - 1);
       (own_loss + output.balance_loss / static_cast<double>(kMicroBatches)).backward();
@@ -126,7 +126,7 @@ std::vector<double> run_steps(const Layout& layout, const Precision& precision, 
 
 // The state of a checkpoint as one process holds it.
 std::vector<at::Tensor> values_of(const fs::path& run, int64_t step, const Precision& precision) {
-  const auto decoder = moe::make_decoder(parallel::small_model());
+  const auto decoder = moe::make_decoder(parallel::zero_model());
   Rank::allocated(*decoder, precision.dtype);
   const AdamW optimizer(optimizer_config(precision), decoder->params());
   const std::vector<ckpt::TensorGroup> groups = {model_group(*decoder),
