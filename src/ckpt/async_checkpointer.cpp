@@ -23,6 +23,7 @@ AsyncCheckpointer::AsyncCheckpointer(std::filesystem::path run_dir, Options opti
 }
 
 AsyncCheckpointer::~AsyncCheckpointer() {
+  gives_up_ = std::uncaught_exceptions() > 0;
   if (const Result<void> result = finish(); !result.ok()) log_error(result.error().message);
 }
 
@@ -32,6 +33,7 @@ void AsyncCheckpointer::write(const CheckpointMeta& meta, std::span<const Pendin
       write_checkpoint(run_dir_, meta, groups, options_.save);
     } else {
       Writers writers = options_.writers;
+      writers.gives_up = &gives_up_;
       writers.attempt += concat("-", num_saves_);
       write_checkpoint(run_dir_, meta, groups, options_.save, writers);
     }

@@ -34,7 +34,9 @@ class AsyncCheckpointer {
   AsyncCheckpointer(const RunLock& lock, Options options);
   // For a process that writes along with the one that has the lock, and begins after it.
   AsyncCheckpointer(std::filesystem::path run_dir, Options options);
-  ~AsyncCheckpointer();  // waits for the write in flight; logs a failure that nobody has taken
+  // Waits for the write in flight; logs a failure that nobody has taken. When an error ends the scope, other
+  // processes may be gone, and are not waited for.
+  ~AsyncCheckpointer();
 
   // Waits for the write in flight, copies the tensors and starts to write them. The result is that of the
   // *previous* save when it was written in the background, and of this one when it was not: a failure (disk
@@ -66,6 +68,7 @@ class AsyncCheckpointer {
   std::filesystem::path run_dir_;
   Options options_;
   int64_t num_saves_ = 0;
+  std::atomic<bool> gives_up_{false};
   std::unique_ptr<Snapshot> snapshot_;
   std::thread writer_;
   std::atomic<bool> busy_{false};

@@ -233,6 +233,8 @@ void take_records(const fs::path& folder, Plan& plan, const Writers& writers) {
     const fs::path record = record_of(folder, writer);
     std::error_code error;
     while (!fs::exists(record, error)) {
+      if (writers.gives_up != nullptr && *writers.gives_up)
+        throw_user_error("the run ends before process ", writer, " has written its shards");
       if (steady_seconds() > deadline)
         throw_user_error("process ", writer, " has not written its shards within ", writers.timeout_s, " s");
       std::this_thread::sleep_for(kPause);

@@ -2,6 +2,7 @@
 // AsyncCheckpointer (checkpoint.h, async_checkpointer.h) stand on it.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -35,6 +36,7 @@ struct Writers {
   int rank = 0, count = 1;
   std::string attempt = {};  // the same on all of them, and never used before in this run folder
   double timeout_s = 600;    // how long the first waits for the others
+  const std::atomic<bool>* gives_up = nullptr;  // the first stops waiting when it becomes true
 };
 
 using ByteSink = std::function<void(std::span<const std::byte>)>;
