@@ -1,5 +1,6 @@
 #include "ckpt/checkpoint.h"
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
 #include <algorithm>
@@ -263,6 +264,25 @@ std::vector<at::Tensor> Checkpoint::mapped(const TensorGroup& group) const {
         at::TensorOptions().dtype(scalar_type_of(source->spec.dtype))));
   }
   return tensors;
+}
+
+fs::path merge_shards(const Checkpoint& checkpoint, const fs::path& run_dir) {
+  const Manifest& manifest = checkpoint.manifest();
+  std::vector<TensorGroup> groups;
+  for (const ManifestGroup& saved : manifest.groups) {
+    TensorGroup& group = groups.emplace_back();
+    group.name = saved.name;
+    for (const ManifestTensor& tensor : saved.tensors)
+      group.tensors.push_back(
+          {tensor.spec.name,
+           at::empty(tensor.spec.shape,
+                     at::TensorOptions().dtype(scalar_type_of(tensor.spec.dtype)).device(at::kMeta))});
+    const std::vector<at::Tensor> values = checkpoint.mapped(group);
+    for (size_t i = 0; i < values.size(); ++i) group.tensors[i].tensor = values[i];
+  }
+  const auto num_others = static_cast<int64_t>(list_steps(run_dir).size());
+  return save_checkpoint(run_dir, {manifest.step, manifest.config, manifest.state_json}, groups,
+                         {.keep = num_others + 1});
 }
 
 namespace {

@@ -86,6 +86,10 @@ class Checkpoint {
 // process trains in the folder.
 std::optional<Checkpoint> find_latest(const std::filesystem::path& run_dir);
 
+// Writes a checkpoint of a run anew, in its place, as one process writes it: the shards of several processes
+// become few. Values, names and everything else stay. UserError as save_checkpoint.
+std::filesystem::path merge_shards(const Checkpoint& checkpoint, const std::filesystem::path& run_dir);
+
 // For commands that take a run or a checkpoint: the folder itself when it is a checkpoint, else the run's
 // newest. UserError when it is neither.
 Checkpoint open_run_or_checkpoint(const std::filesystem::path& path);

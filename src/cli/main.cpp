@@ -10,6 +10,7 @@
 #include "base/heap.h"
 #include "base/log.h"
 #include "cli/bench_command.h"
+#include "cli/ckpt_command.h"
 #include "cli/convert_command.h"
 #include "cli/data_command.h"
 #include "cli/doctor_command.h"
@@ -37,6 +38,7 @@ int run(int argc, char** argv) {
   add_data_command(app);
   add_convert_command(app);
   add_quantize_command(app);
+  add_ckpt_command(app);
   add_verify_command(app);
   add_moe_command(app);
   add_queue_command(app);
