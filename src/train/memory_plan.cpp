@@ -1,11 +1,13 @@
 #include "train/memory_plan.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "base/concat.h"
 #include "data/planner/plan.h"
 #include "ops/linear_loss.h"
+#include "parallel/flat_bucket.h"
 #include "train/memory_replay.h"
 #include "train/optimizer.h"
 #include "train/step.h"
@@ -33,6 +35,10 @@ int64_t num_key_heads(const config::ModelConfig& model) {
 }
 
 }  // namespace
+
+bool is_shared(const config::RunConfig& config) {
+  return config.parallel.dp > 1 || config.parallel.fsdp > 1;
+}
 
 Replay::Replay(const config::RunConfig& config, const nn::ParamTable& params, bool on_cuda)
     : model_(config.model),
@@ -65,20 +71,55 @@ void Replay::accumulate_rest(const std::string& prefix) {
 
 void Replay::allocate_state(const config::RunConfig& config, const nn::ParamTable& params) {
   tape_.begin("between steps");
+  const int64_t stage = is_shared(config) ? config.parallel.zero_stage : 0;
+  const int64_t ranks = std::max<int64_t>(config.parallel.fsdp, 1);
+  const auto share = [ranks](bool is_split, int64_t whole) {
+    return is_split ? (whole + ranks - 1) / ranks : whole;
+  };
   for (const nn::Param& param : params.params()) {
     const int64_t count = param.spec.num_elements();
     const int64_t own_bytes = count * (param.spec.is_fp32 ? 4 : element_);
-    state_.push_back(bytes(&MemoryByClass::weights_bytes, own_bytes));
+    const bool is_gathered = stage == 3 && parallel::block_of(param.spec) != parallel::kOutsideBlocks;
+    state_.push_back(
+        bytes(&MemoryByClass::weights_bytes, share(is_gathered && !param.spec.is_buffer, own_bytes)));
     if (param.spec.is_buffer) continue;
     param_bytes_[param.spec.name] = own_bytes;
     for (int i = 0; i < 2; ++i)
-      state_.push_back(
-          bytes(&MemoryByClass::moments_bytes, moment_bytes(param.spec, config.optimizer.state_dtype)));
+      state_.push_back(bytes(&MemoryByClass::moments_bytes,
+                             share(stage >= 1, moment_bytes(param.spec, config.optimizer.state_dtype))));
     if (element_ == 2 && !param.spec.is_fp32 && config.optimizer.master_weights)
-      state_.push_back(bytes(&MemoryByClass::master_bytes, count * 4));
+      state_.push_back(bytes(&MemoryByClass::master_bytes, share(stage >= 1, count * 4)));
   }
+  if (is_shared(config)) allocate_shared(config, params);
   state_.push_back(bytes(&MemoryByClass::input_bytes, config.train.sequence * model_.rotated_dim() * 4));
   if (on_cuda_) state_.push_back(bytes(kWorkspace, kCublasWorkspaceBytes));
+}
+
+// What ranks that share gradients hold beside their state (parallel/data_parallel.h).
+void Replay::allocate_shared(const config::RunConfig& config, const nn::ParamTable& params) {
+  const config::ParallelConfig& parallel = config.parallel;
+  const bool is_split = parallel.zero_stage >= 2;
+  std::map<int64_t, int64_t> block_bytes;
+  int64_t all_bytes = 0;
+  for (const nn::Param& param : params.params()) {
+    if (param.spec.is_buffer) continue;
+    const int64_t own_bytes = param_bytes_.at(param.spec.name);
+    all_bytes += own_bytes;
+    block_bytes[parallel::block_of(param.spec)] += own_bytes;
+    const int64_t ranks = is_split ? std::max<int64_t>(parallel.fsdp, 1) : 1;
+    state_.push_back(bytes(kGradients, (own_bytes + ranks - 1) / ranks));
+    // Those that autograd makes are copied into buckets and released.
+    grads_.emplace(param.spec.name, nullptr);
+  }
+  if (is_split)  // buckets on their way
+    state_.push_back(bytes(kGradients, std::min(all_bytes, static_cast<int64_t>(2e6 * parallel.bucket_mb))));
+  if (parallel.zero_stage < 3) return;
+  // Blocks at hand: the one that computes and the next.
+  std::vector<int64_t> largest{0, 0};
+  for (const auto& [block, own_bytes] : block_bytes)
+    if (block != parallel::kOutsideBlocks) largest.push_back(own_bytes);
+  std::sort(largest.rbegin(), largest.rend());
+  state_.push_back(bytes(&MemoryByClass::weights_bytes, largest[0] + largest[1]));
 }
 
 Stream Replay::forward(std::vector<BlockNodes>& nodes) {
@@ -210,6 +251,10 @@ MemoryPlan plan_memory(const config::RunConfig& config, const nn::ParamTable& pa
   const config::CheckpointConfig& checkpoint = config.checkpoint;
   if (checkpoint.background && (checkpoint.every > 0 || checkpoint.at_end))
     plan.snapshot_bytes = plan.largest.weights_bytes + plan.largest.master_bytes + plan.largest.moments_bytes;
+  // Ranks write about as much each.
+  if (memory::is_shared(config) && config.parallel.zero_stage == 0)
+    plan.snapshot_bytes /=
+        std::max<int64_t>(config.parallel.dp, 1) * std::max<int64_t>(config.parallel.fsdp, 1);
   plan.snapshot_beside_step =
       plan.snapshot_bytes > 0 && checkpoint.every > 0 && checkpoint.every < config.train.steps;
   return plan;

@@ -28,6 +28,10 @@ constexpr Class kActivations = &MemoryByClass::activations_bytes;
 constexpr Class kGradients = &MemoryByClass::gradients_bytes;
 constexpr Class kWorkspace = &MemoryByClass::workspace_bytes;
 
+// Several ranks see parts of the batch: parallel.dp and parallel.fsdp say how many. (What they leave open
+// counts as one.)
+bool is_shared(const config::RunConfig& config);
+
 // What the nodes of one dense feed-forward keep.
 struct DenseNodes {
   Kept up, swiglu, down;
@@ -57,6 +61,7 @@ class Replay {
 
  private:
   void allocate_state(const config::RunConfig& config, const nn::ParamTable& params);
+  void allocate_shared(const config::RunConfig& config, const nn::ParamTable& params);
   void micro_batch_step();
   Stream forward(std::vector<BlockNodes>& nodes);
   Stream multi_token(const Tensor& x, BlockNodes& nodes);

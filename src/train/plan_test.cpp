@@ -237,6 +237,33 @@ TEST(Plan, state_follows_the_optimizer) {
   EXPECT_EQ(biased.gradients_bytes, fp32.gradients_bytes);
 }
 
+TEST(Plan, ranks_hold_what_the_zero_stage_leaves_them) {
+  const auto held = [](const std::string& stage) {
+    return make_plan(plan_config({"train.precision=fp32", "parallel.fsdp=4", "parallel.bucket_mb=0.001",
+                                  "parallel.zero_stage=" + stage}),
+                     false)
+        .memory.largest;
+  };
+  const MemoryByClass none = held("0"), one = held("1"), two = held("2"), three = held("3");
+  const auto near = [](int64_t found, int64_t expected) {
+    return std::abs(found - expected) <= 4 * 100;  // each of fewer than 100 parameters is rounded up
+  };
+  EXPECT_EQ(none.gradients_bytes, none.weights_bytes);
+  EXPECT_TRUE(near(one.moments_bytes, none.moments_bytes / 4)) << one.moments_bytes;
+  EXPECT_EQ(one.gradients_bytes, none.gradients_bytes);
+  EXPECT_TRUE(near(two.gradients_bytes, none.gradients_bytes / 4 + 2000)) << two.gradients_bytes;
+  EXPECT_EQ(two.weights_bytes, none.weights_bytes);
+  EXPECT_EQ(three.gradients_bytes, two.gradients_bytes);
+  const auto decoder = moe::make_decoder(plan_config({}).model);
+  int64_t outside = 0;
+  for (const nn::Param& param : decoder->params().params())
+    if (!param.spec.name.starts_with("layers.")) outside += 4 * param.spec.num_elements();
+  const int64_t blocks = none.weights_bytes - outside;
+  // A quarter of the blocks, and two blocks of the three that have experts.
+  EXPECT_GT(three.weights_bytes, outside + blocks / 4 + blocks / 2);
+  EXPECT_LT(three.weights_bytes, outside + blocks / 4 + 2 * (blocks / 3));
+}
+
 TEST(Plan, background_checkpoints_take_host_memory) {
   const Plan often = make_plan(plan_config({"checkpoint.every=10"}), false);
   const MemoryByClass& held = often.memory.largest;

@@ -119,6 +119,16 @@ AdamW optimizer_of(const config::OptimizerConfig& config, nn::ParamTable& params
   return shares != nullptr ? AdamW(config, shares->slices()) : AdamW(config, params);
 }
 
+void log_shares(const parallel::DataParallel& shares, const AdamW& optimizer) {
+  const parallel::DataParallel::Bytes held = shares.held_bytes();
+  int64_t state_bytes = 0;
+  for (const AdamW::State& state : optimizer.state())
+    state_bytes += static_cast<int64_t>(state.tensor.nbytes());
+  log_info("each process holds ", format_bytes(held.parameters), " of parameters, ",
+           format_bytes(held.gradients), " of gradients and ", format_bytes(state_bytes),
+           " of optimizer state between steps (parallel.zero_stage = ", shares.zero_stage(), ")");
+}
+
 // The number of the first process: a word that all processes know and that no other run has used here.
 std::string agreed_word(const parallel::Mesh& mesh) {
   const at::Tensor number = at::empty({1}, at::kLong).fill_(static_cast<int64_t>(::getpid()));
@@ -153,6 +163,7 @@ class Run {
     if (options.mesh == nullptr) {
       groups_ = {model_group(*model_), {kOptimizerGroup, optimizer_.tensors()}};
     } else {
+      log_shares(*shares_, optimizer_);
       state_.emplace(pieces_of(*model_, *shares_, optimizer_), options.mesh->world());
       // With train.micro_batch = 0 a micro-batch is the whole batch, which the ranks share.
       if (options.config.train.micro_batch == 0) load_sum_.emplace(options.mesh->data());
@@ -469,6 +480,10 @@ config::RunConfig completed(const TrainOptions& options, const data::Tokenizer* 
   config::RunConfig full = config;
   full.model.vocab = vocabulary(config, tokenizer);
   if (full.train.micro_batch == 0) full.train.micro_batch = full.train.batch / batch_parts(options);
+  if (options.mesh != nullptr) {
+    full.parallel.dp = options.mesh->layout().size(parallel::Axis::dp);
+    full.parallel.fsdp = options.mesh->layout().size(parallel::Axis::fsdp);
+  }
   full = with_recompute(full, device.is_cuda(), available_memory(device, options.local_ranks));
   if (is_first(options) && config.train.recompute == "auto" && full.train.recompute != "none")
     log_info("train.recompute = \"", full.train.recompute, "\"",
