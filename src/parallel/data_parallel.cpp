@@ -26,7 +26,11 @@ DataAxes data_axes(const Mesh& mesh, int64_t zero_stage) {
   axes.world = &mesh.world();
   axes.expert.shard = &mesh.on(Axis::expert_data);
   if (zero_stage == 0) {
+    // An axis that nothing else uses where there is one: small sums of a forward pass (load_sum.h) do not
+    // queue behind gradients then.
     axes.dense.shard = &mesh.data();
+    for (const Axis axis : {Axis::dp, Axis::fsdp})
+      if (layout.size(axis) == layout.size(Axis::data)) axes.dense.shard = &mesh.on(axis);
   } else {
     MOEBIUS_CHECK_EQ(layout.size(Axis::cp), 1, "context parallel ranks hold the same shards");
     axes.dense.shard = &mesh.on(Axis::fsdp);
