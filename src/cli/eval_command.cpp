@@ -5,14 +5,18 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/parallel.h"
 #include "data/prepare.h"
 #include "ops/device.h"
 #include "train/evaluate.h"
 #include "train/model_files.h"
+#include "train/quantised_evaluation.h"
 
 namespace moebius::cli {
 namespace {
@@ -20,7 +24,8 @@ namespace {
 namespace fs = std::filesystem;
 
 struct EvalArguments {
-  std::string path, file, device = "auto";
+  std::string path, file, device = "auto", calibration, parts;
+  std::vector<std::string> overrides;
   int64_t batches = 0;
   int threads = 0;
   bool json = false;
@@ -47,15 +52,65 @@ std::vector<data::ValidationSet::Part> parts_of(const EvalArguments& arguments,
   return sources.validation;
 }
 
+void calibrate_with(const EvalArguments& arguments, const train::LoadedModel& model,
+                    data::ValidationSet& evaluated) {
+  if (arguments.calibration.empty()) {
+    train::calibrate(*model.decoder, *model.quantisation, evaluated);
+    return;
+  }
+  const config::TrainSection& section = model.config.train;
+  data::ValidationSet set(data::open_for_evaluation(arguments.calibration, model.tokenizer, cache_of(model),
+                                                    data::show_build_progress()),
+                          model.tokenizer, model.config.model.vocab, section.sequence,
+                          section.micro_batch > 0 ? section.micro_batch : section.batch);
+  train::calibrate(*model.decoder, *model.quantisation, set);
+}
+
+// One line for each part of a document: {"loss": sum, "tokens": count}.
+void write_parts(const std::string& path, const std::vector<train::PartLoss>& parts) {
+  std::string text;
+  for (const train::PartLoss& part : parts)
+    text += nlohmann::ordered_json({{"loss", part.loss}, {"tokens", part.num_targets}}).dump() + "\n";
+  write_file_atomic(path, text);
+}
+
+nlohmann::ordered_json json_of(const train::QuantisedEvaluation& evaluation) {
+  nlohmann::ordered_json json;
+  json["float_loss"] = *evaluation.quantised.float_loss;
+  json["difference"] = evaluation.difference;
+  json["difference_error"] = evaluation.difference_error;
+  json["same_token"] = evaluation.same_token;
+  if (evaluation.flipped_decisions) {
+    json["flipped_decisions"] = *evaluation.flipped_decisions;
+    json["flipped_tokens"] = *evaluation.flipped_tokens;
+  }
+  return json;
+}
+
 void run_eval(const EvalArguments& arguments) {
   ops::load_cuda_plugin();
   if (arguments.threads > 0) set_num_threads(arguments.threads);
+  const at::Device device = ops::choose_device(arguments.device);
   const train::LoadedModel model =
-      train::load_model_to_run(arguments.path, ops::choose_device(arguments.device));
+      arguments.overrides.empty() ? train::load_model_to_run(arguments.path, device)
+                                  : train::load_model_quantised(arguments.path, device, arguments.overrides);
   const config::TrainSection& section = model.config.train;
   data::ValidationSet set(parts_of(arguments, model), model.tokenizer, model.config.model.vocab,
                           section.sequence, section.micro_batch > 0 ? section.micro_batch : section.batch);
-  const train::Evaluation result = train::evaluate(*model.decoder, set, arguments.batches);
+  std::vector<train::PartLoss> parts;
+  std::optional<train::QuantisedEvaluation> quantised;
+  train::Evaluation result;
+  if (model.quantisation) {
+    if (!model.quantisation->quantiser().ranges_are_known()) calibrate_with(arguments, model, set);
+    quantised = train::evaluate_quantised(*model.decoder, *model.quantisation, set, arguments.batches);
+    result = quantised->quantised;
+    parts = quantised->parts;
+  } else {
+    train::EvaluationDetails details;
+    details.parts = arguments.parts.empty() ? nullptr : &parts;
+    result = train::evaluate(*model.decoder, set, arguments.batches, nullptr, details);
+  }
+  if (!arguments.parts.empty()) write_parts(arguments.parts, parts);
   if (arguments.json) {
     nlohmann::ordered_json json;
     json["checkpoint"] = model.checkpoint.string();
@@ -65,6 +120,7 @@ void run_eval(const EvalArguments& arguments) {
     if (result.bits_per_byte > 0) json["bits_per_byte"] = result.bits_per_byte;
     json["tokens"] = result.num_targets;
     if (model.config.model.moe.experts > 0) json["max_violation"] = result.max_violation;
+    if (quantised) json["quantised"] = json_of(*quantised);
     std::cout << json.dump(2) << "\n";
     return;
   }
@@ -76,6 +132,13 @@ void run_eval(const EvalArguments& arguments) {
   if (model.config.model.moe.experts > 0)
     std::printf("max violation  %.3f (expert load of the worst layer over the whole text)\n",
                 result.max_violation);
+  if (!quantised) return;
+  std::printf("without quantisation %.6f nats per token: difference %+.6f +- %.6f\n", *result.float_loss,
+              quantised->difference, quantised->difference_error);
+  std::printf("same likeliest token %.3f %%\n", 100 * quantised->same_token);
+  if (quantised->flipped_decisions)
+    std::printf("other experts  %.3f %% of the decisions, for %.3f %% of the tokens in some layer\n",
+                100 * *quantised->flipped_decisions, 100 * *quantised->flipped_tokens);
 }
 
 }  // namespace
@@ -93,6 +156,14 @@ void add_eval_command(CLI::App& app) {
       ->check(CLI::IsMember({"cpu", "cuda", "auto"}));
   command->add_option("--threads", arguments->threads, "CPU threads (default: all cores)")
       ->check(CLI::PositiveNumber);
+  command
+      ->add_option("--set", arguments->overrides,
+                   "Quantise the model for this evaluation: quant.scheme=int8 (docs/int8.md)")
+      ->allow_extra_args(false);
+  command->add_option("--calibrate", arguments->calibration,
+                      "Text that ranges of activations are taken from (default: the evaluated one)");
+  command->add_option("--parts", arguments->parts,
+                      "Write the loss of each document, or of its part in a window, as JSON lines");
   command->add_flag("--json", arguments->json, "Print JSON");
   command->callback([arguments] { run_eval(*arguments); });
 }

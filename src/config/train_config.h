@@ -9,6 +9,7 @@
 #include "config/field.h"
 #include "config/model_config.h"
 #include "config/parallel_config.h"
+#include "config/quant_config.h"
 
 namespace moebius::config {
 
@@ -220,6 +221,7 @@ struct RunConfig {
   MemoryConfig memory;
   EnergyConfig energy;
   ParallelConfig parallel;
+  QuantConfig quant;
 };
 
 template <class V>
@@ -233,6 +235,7 @@ void describe(V& v, RunConfig& c) {
   v.section("memory", c.memory, "What a step may take.");
   v.section("energy", c.energy, "Counting of joules and grams of CO2, and the clock governor.");
   v.section("parallel", c.parallel, "How a run is spread over several processes.");
+  v.section("quant", c.quant, "Quantisation-aware training.");
 }
 
 }  // namespace moebius::config

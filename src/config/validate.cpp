@@ -226,6 +226,25 @@ void check_training(const RunConfig& c, Rules& rules) {
       ", but there is no validation text; raise data.validation_fraction or name data.validation_file");
 }
 
+void check_quant(const RunConfig& c, Rules& rules) {
+  const QuantConfig& quant = c.quant;
+  if (!quant.is_on()) return;
+  rules.require(
+      quant.activation_bits != 1,
+      "quant.activation_bits is 1; symmetric codes need 2 or more, 0 leaves activations as they are");
+  rules.require(!quant.classes.empty(),
+                "quant.classes is empty, so nothing would be quantised; name some of 'attention', 'ffn' and "
+                "'experts', or set quant.scheme = 'none'");
+  for (const std::string& name : quant.classes)
+    rules.require(name == "attention" || name == "ffn" || name == "experts", "quant.classes names '", name,
+                  "'; it may name 'attention', 'ffn' and 'experts'");
+  rules.require(quant.start_step <= c.train.steps, "quant.start_step is ", quant.start_step,
+                ", but train.steps is ", c.train.steps, "; no step would be quantised, lower it");
+  const bool is_noise = quant.compensation == "uniform" || quant.compensation == "gaussian";
+  rules.require(!is_noise || quant.share > 0, "quant.share is 0, so quant.compensation = '",
+                quant.compensation, "' would do nothing; raise it, or set quant.compensation = 'none'");
+}
+
 }  // namespace
 
 void validate_model(const ModelConfig& model) {
@@ -242,6 +261,7 @@ void validate(const RunConfig& config) {
   check_data(config, rules);
   check_batching(config, rules);
   check_training(config, rules);
+  check_quant(config, rules);
   rules.finish();
 }
 

@@ -258,6 +258,30 @@ TEST(ValidateRun, all_broken_rules_are_reported) {
   EXPECT_THAT(text, ::testing::HasSubstr("\noptimizer.beta1 is 1"));
 }
 
+TEST(ValidateRun, quantisation_that_would_do_nothing_is_an_error) {
+  const auto message = [](const std::function<void(QuantConfig&)>& change) {
+    RunConfig c = valid();
+    change(c.quant);
+    EXPECT_NO_THROW(validate(c)) << "it is off";
+    c.quant.scheme = "int8";
+    return message_of<UserError>([&] { validate(c); });
+  };
+  EXPECT_EQ(message([](QuantConfig& q) { q.activation_bits = 1; }),
+            "quant.activation_bits is 1; symmetric codes need 2 or more, 0 leaves activations as they are");
+  EXPECT_EQ(message([](QuantConfig& q) { q.classes = {"router"}; }),
+            "quant.classes names 'router'; it may name 'attention', 'ffn' and 'experts'");
+  EXPECT_THAT(message([](QuantConfig& q) { q.classes.clear(); }),
+              ::testing::HasSubstr("nothing would be quantised"));
+  EXPECT_EQ(message([](QuantConfig& q) { q.start_step = 1001; }),
+            "quant.start_step is 1001, but train.steps is 1000; no step would be quantised, lower it");
+  EXPECT_EQ(message([](QuantConfig& q) {
+              q.compensation = "uniform";
+              q.share = 0;
+            }),
+            "quant.share is 0, so quant.compensation = 'uniform' would do nothing; raise it, or set "
+            "quant.compensation = 'none'");
+}
+
 TEST(ValidateRun, dense_models_ignore_the_router) {
   RunConfig c = valid();
   c.model.moe.experts = 0;

@@ -1,6 +1,7 @@
 #include "train/evaluate.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include "parallel/mesh.h"
 #include "telemetry/trace.h"
 #include "train/device_batch.h"
+#include "train/quantisation.h"
 
 namespace moebius::train {
 namespace {
@@ -32,19 +34,66 @@ void sum_over_ranks(const parallel::Mesh& mesh, double& loss, Evaluation& result
   result.target_bytes = static_cast<int64_t>(each[2]);
 }
 
+// Rows of logits that exist at a time.
+constexpr int64_t kRowsOfLogits = 512;
+
+// Tells two observers.
+class Both final : public nn::RoutingObserver {
+ public:
+  Both(nn::RoutingObserver& first, nn::RoutingObserver* second) : first_(first), second_(second) {}
+  void observe(int64_t layer, const at::Tensor& counts_E, const at::Tensor& entropy,
+               const at::Tensor& offsets_E1, int64_t num_slots) override {
+    first_.observe(layer, counts_E, entropy, offsets_E1, num_slots);
+    if (second_ != nullptr) second_->observe(layer, counts_E, entropy, offsets_E1, num_slots);
+  }
+  void decided(int64_t layer, const at::Tensor& logits_TE, const at::Tensor& experts_TK,
+               const at::Tensor& weights_TK) override {
+    if (second_ != nullptr) second_->decided(layer, logits_TE, experts_TK, weights_TK);
+  }
+
+ private:
+  nn::RoutingObserver& first_;
+  nn::RoutingObserver* second_;
+};
+
+void add_parts(const data::Batch& batch, const at::Tensor& token_loss_T, std::vector<PartLoss>& parts) {
+  const at::Tensor host = token_loss_T.to(at::kCPU, at::kFloat).contiguous();
+  const float* const loss = host.const_data_ptr<float>();
+  for (size_t i = 0; i + 1 < batch.cu_seqlens.size(); ++i) {
+    PartLoss part;
+    for (int32_t t = batch.cu_seqlens[i]; t < batch.cu_seqlens[i + 1]; ++t) {
+      if (batch.targets[static_cast<size_t>(t)] == data::kNoTarget) continue;
+      part.loss += static_cast<double>(loss[t]);
+      ++part.num_targets;
+    }
+    if (part.num_targets > 0) parts.push_back(part);
+  }
+}
+
+at::Tensor likeliest(const nn::Decoder& decoder, const at::Tensor& hidden_TD, const at::Tensor& targets_T) {
+  const at::Tensor rows = hidden_TD.index_select(0, targets_T.ne(data::kNoTarget).nonzero().squeeze(1));
+  std::vector<at::Tensor> found;
+  for (int64_t begin = 0; begin < rows.size(0); begin += kRowsOfLogits)
+    found.push_back(
+        decoder.logits(rows.slice(0, begin, begin + kRowsOfLogits)).argmax(1).to(at::kCPU, at::kInt));
+  return found.empty() ? at::Tensor() : at::cat(found);
+}
+
 }  // namespace
 
 Evaluation evaluate(const nn::Decoder& decoder, data::ValidationSet& set, int64_t max_batches,
-                    const parallel::Mesh* mesh) {
+                    const parallel::Mesh* mesh, const EvaluationDetails& details) {
   const telemetry::Span span("evaluate", "train");
   const at::NoGradGuard no_grad;
   const int64_t count = max_batches > 0 ? std::min(max_batches, set.num_batches()) : set.num_batches();
   moe::LoadStatistics statistics(decoder.config(), decoder.device());
+  Both observer(statistics, details.routing);
   nn::ForwardOptions options;
   options.may_drop = false;
   Evaluation result;
   double sum = 0;
   data::Batch batch;
+  at::Tensor token_loss_T;
   const int64_t parts = mesh == nullptr ? 1 : mesh->layout().batch_parts();
   const int64_t part = mesh == nullptr ? 0 : mesh->layout().batch_part(mesh->rank());
   // All ranks pass equally many batches, because a pass may exchange tokens: those that have none left pass
@@ -53,11 +102,15 @@ Evaluation evaluate(const nn::Decoder& decoder, data::ValidationSet& set, int64_
     const int64_t i = round * parts + part;
     const bool counts = i < count;
     set.fill(counts ? i : 0, batch);
-    options.observer = counts ? &statistics : nullptr;
+    options.observer = counts ? &observer : nullptr;
     const nn::TokenBatch tokens = to_device(batch, decoder.device());
     const at::Tensor hidden_TD = decoder.forward(tokens, options).hidden_TD;
     if (!counts) continue;
-    sum += decoder.loss(hidden_TD, tokens.targets_T, 1.0).item<double>();
+    sum += decoder.loss(hidden_TD, tokens.targets_T, 1.0, details.parts != nullptr ? &token_loss_T : nullptr)
+               .item<double>();
+    if (details.parts != nullptr) add_parts(batch, token_loss_T, *details.parts);
+    if (details.likeliest_tokens != nullptr)
+      details.likeliest_tokens->push_back(likeliest(decoder, hidden_TD, tokens.targets_T));
     result.num_targets += batch.num_targets;
     result.target_bytes += batch.target_bytes;
   }
@@ -69,6 +122,17 @@ Evaluation evaluate(const nn::Decoder& decoder, data::ValidationSet& set, int64_
   if (!statistics.empty() && count > 0)
     for (const moe::LayerLoad& layer : statistics.unpack(statistics.packed().cpu(), count))
       result.max_violation = std::max(result.max_violation, layer.max_violation);
+  return result;
+}
+
+Evaluation evaluate_both(const nn::Decoder& decoder, Quantisation* quantisation, data::ValidationSet& set,
+                         int64_t max_batches, const parallel::Mesh* mesh) {
+  if (quantisation == nullptr) return evaluate(decoder, set, max_batches, mesh);
+  quantisation->evaluate_floats();
+  const double float_loss = evaluate(decoder, set, max_batches, mesh).loss;
+  quantisation->evaluate_quantised();
+  Evaluation result = evaluate(decoder, set, max_batches, mesh);
+  result.float_loss = float_loss;
   return result;
 }
 

@@ -9,6 +9,7 @@
 #include "ckpt/hf/json_reader.h"
 #include "config/dump.h"
 #include "config/load.h"
+#include "config/validate.h"
 #include "moe/moe_feed_forward.h"
 #include "train/quantised_model.h"
 
@@ -151,6 +152,22 @@ LoadedModel load_model(const std::filesystem::path& path, at::Device device, boo
   return loaded;
 }
 
+LoadedModel load_model_quantised(const std::filesystem::path& path, at::Device device,
+                                 const std::vector<std::string>& overrides) {
+  for (const std::string& text : overrides)
+    if (!text.starts_with("quant."))
+      throw_user_error("--set ", text, ": of a trained model only fields of [quant] can be set");
+  const ckpt::Checkpoint checkpoint = ckpt::open_run_or_checkpoint(path);
+  refuse_quantised(checkpoint, "is quantised", "name the float run that it was made from");
+  LoadedModel loaded = described_model(checkpoint, device, true);
+  config::apply_overrides(loaded.config, overrides);
+  config::validate(loaded.config);
+  const std::vector<ckpt::TensorGroup> groups{model_group(*loaded.decoder)};
+  checkpoint.load(groups);
+  loaded.quantisation = Quantisation::attach(loaded.config, *loaded.decoder);
+  return loaded;
+}
+
 LoadedModel load_model_to_run(const std::filesystem::path& path, at::Device device) {
   const ckpt::Checkpoint checkpoint = ckpt::open_run_or_checkpoint(path);
   const std::optional<quant::Scheme> scheme = scheme_of(checkpoint);
@@ -161,6 +178,8 @@ LoadedModel load_model_to_run(const std::filesystem::path& path, at::Device devi
   } else {
     const std::vector<ckpt::TensorGroup> groups{model_group(*loaded.decoder)};
     checkpoint.load(groups);
+    loaded.quantisation = Quantisation::attach(loaded.config, *loaded.decoder);
+    if (loaded.quantisation) loaded.quantisation->restore(checkpoint);
   }
   return loaded;
 }

@@ -10,6 +10,7 @@
 #include "config/train_config.h"
 #include "data/tokenizer.h"
 #include "nn/decoder.h"
+#include "train/quantisation.h"
 
 namespace moebius::train {
 
@@ -50,6 +51,8 @@ struct LoadedModel {
   int64_t step = 0;
   std::filesystem::path checkpoint;
   std::unique_ptr<nn::Decoder> decoder;
+  // Of a run with [quant], by load_model_to_run: the decoder's products see quantised values. Else null.
+  std::shared_ptr<Quantisation> quantisation;
   std::shared_ptr<const data::Tokenizer> tokenizer;  // null for synthetic data
   std::string tokenizer_spec;                        // what it was opened from; "" for synthetic data
   std::string scheme;                                // of a quantised model; "" for floats
@@ -63,8 +66,13 @@ struct LoadedModel {
 LoadedModel load_model(const std::filesystem::path& path, at::Device device, bool with_tokenizer = true);
 
 // The same with its tokenizer, for evaluation and generation: quantised checkpoints too
-// (train/quantised_model.h).
+// (train/quantised_model.h), and runs with [quant] as they were trained, with hard rounding.
 LoadedModel load_model_to_run(const std::filesystem::path& path, at::Device device);
+
+// The same for a checkpoint in floats with other values in [quant] ("quant.scheme=int8"), without what a
+// training has remembered for its own: see calibrate(). UserError for fields of other sections.
+LoadedModel load_model_quantised(const std::filesystem::path& path, at::Device device,
+                                 const std::vector<std::string>& overrides);
 
 // load_model without a tokenizer and without copies: the parameters are the checkpoint's memory maps, only to
 // be read (Checkpoint::mapped).

@@ -156,6 +156,7 @@ void Report::validation(int64_t step, const Evaluation& evaluation) {
     metrics_.validation_nats_per_byte.set(evaluation.bits_per_byte * 0.6931471805599453);
     text += concat(", ", fixed(evaluation.bits_per_byte, 4), " bits per byte");
   }
+  if (evaluation.float_loss) text += concat(", without quantisation ", fixed(*evaluation.float_loss, 4));
   note(text);
 }
 
@@ -237,6 +238,7 @@ void Report::step(const StepNumbers& numbers, double seconds, bool waited) {
     line["validation_perplexity"] = evaluation_->second.perplexity;
     if (evaluation_->second.bits_per_byte > 0)
       line["validation_bits_per_byte"] = evaluation_->second.bits_per_byte;
+    if (evaluation_->second.float_loss) line["validation_float_loss"] = *evaluation_->second.float_loss;
     evaluation_is_new_ = false;
   }
   jsonl_->write(line);
@@ -303,6 +305,7 @@ void Report::write_summary(const Ending& ending) {
     json["validation_loss"] = evaluation_->second.loss;
     json["perplexity"] = evaluation_->second.perplexity;
     if (evaluation_->second.bits_per_byte > 0) json["bits_per_byte"] = evaluation_->second.bits_per_byte;
+    if (evaluation_->second.float_loss) json["validation_float_loss"] = *evaluation_->second.float_loss;
   }
   if (!last_.layers.empty()) json["max_violation"] = mean(recent_violation_);
   json["skipped_steps"] = totals_.skipped_steps;

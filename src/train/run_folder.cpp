@@ -21,16 +21,19 @@ bool is_run(const fs::path& folder) {
 }
 
 bool may_change(const std::string& path) {
-  for (const char* prefix : {"train.steps", "train.log_every", "train.eval_", "train.sample_", "train.trace_",
-                             "train.max_skipped", "train.recompute", "train.cuda_graph", "memory.",
-                             "checkpoint.", "data.prefetch", "data.cache_dir", "energy."})
+  for (const char* prefix :
+       {"train.steps", "train.log_every", "train.eval_", "train.sample_", "train.trace_", "train.max_skipped",
+        "train.recompute", "train.cuda_graph", "memory.", "checkpoint.", "data.prefetch", "data.cache_dir",
+        "energy.", "quant.calibration_batches"})
     if (path.rfind(prefix, 0) == 0) return true;
   return false;
 }
 
 bool must_be_equal(const std::string& path) {
-  return path.rfind("model.", 0) == 0 || path == "train.precision" || path == "optimizer.name" ||
-         path == "optimizer.master_weights" || path == "optimizer.state_dtype" || path == "data.tokenizer";
+  if (may_change(path)) return false;
+  return path.rfind("model.", 0) == 0 || path.rfind("quant.", 0) == 0 || path == "train.precision" ||
+         path == "optimizer.name" || path == "optimizer.master_weights" || path == "optimizer.state_dtype" ||
+         path == "data.tokenizer";
 }
 
 }  // namespace

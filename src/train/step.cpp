@@ -168,7 +168,9 @@ at::Tensor TrainStep::compute(const Work& work) {
   losses.balance = at::zeros({}, at::TensorOptions().dtype(at::kFloat).device(decoder_.device()));
   losses.mtp = losses.balance.clone();
   const int64_t num_micro = work.num_micro * num_ranks();
+  if (quantisation_ != nullptr) quantisation_->begin_step(work.step);
   for (int64_t i = 0; i < work.num_micro; ++i) {
+    if (quantisation_ != nullptr) quantisation_->begin_micro(i);
     const MicroLosses micro = accumulate(work.tokens(i), i, work.scale, num_micro);
     losses.loss = losses.loss.defined() ? losses.loss + micro.loss : micro.loss;
     if (micro.balance.defined()) losses.balance += micro.balance / static_cast<double>(num_micro);
@@ -184,6 +186,7 @@ at::Tensor TrainStep::compute(const Work& work) {
   const at::NoGradGuard no_grad;
   const AdamW::Clip clip =
       optimizer_.clip(shares_ != nullptr ? shares_->sum_of_squares() : optimizer_.sum_of_squares());
+  if (quantisation_ != nullptr) quantisation_->end_step(work.step, clip.scale);
   if (work.scalars.defined()) {
     optimizer_.step(work.scalars, clip.scale);
   } else {
@@ -201,8 +204,9 @@ at::Tensor TrainStep::compute(const Work& work) {
 
 std::string TrainStep::bucket_key(const std::vector<data::Batch>& micro_batches, int64_t num_targets) const {
   // The angles of dynamic scaling follow the longest sequence at hand; the forecasting rule reckons on the
-  // host; exchanges with other ranks are begun by the host.
-  if (!recorder_ || mesh_ != nullptr || config_.model.rope.scaling == "dynamic" || !bias_rules_.empty())
+  // host, and noise is drawn there; exchanges with other ranks are begun by the host.
+  if (!recorder_ || mesh_ != nullptr || quantisation_ != nullptr || config_.model.rope.scaling == "dynamic" ||
+      !bias_rules_.empty())
     return {};
   std::string key = std::to_string(num_targets);
   for (const data::Batch& batch : micro_batches) {
@@ -344,6 +348,7 @@ std::string TrainStep::find_non_finite(std::vector<data::Batch>& micro_batches) 
     }
   }
   optimizer_.release_gradients();
+  if (quantisation_ != nullptr) quantisation_->release_gradients();
   return found;
 }
 

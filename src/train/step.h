@@ -21,6 +21,7 @@
 #include "parallel/mesh.h"
 #include "train/optimizer.h"
 #include "train/phase_timer.h"
+#include "train/quantisation.h"
 
 namespace moebius::parallel {
 class DataParallel;
@@ -91,6 +92,9 @@ class TrainStep {
   PendingNumbers run(int64_t step, std::vector<data::Batch>& micro_batches,
                      const std::optional<StepTotals>& totals = std::nullopt);
 
+  // Drives quantised products; it outlives the object. Steps are not recorded then.
+  void quantise(Quantisation& quantisation) { quantisation_ = &quantisation; }
+
   // What balance.bias_rule = "forecast" remembers, per layer with experts; empty with other rules.
   std::vector<moe::ForecastBias>& bias_rules() { return bias_rules_; }
 
@@ -151,6 +155,7 @@ class TrainStep {
   PhaseTimer* phases_ = nullptr;
   const parallel::Mesh* mesh_ = nullptr;  // null: one process
   parallel::DataParallel* shares_ = nullptr;
+  Quantisation* quantisation_ = nullptr;
 };
 
 }  // namespace moebius::train

@@ -36,6 +36,7 @@
 #include "train/model_files.h"
 #include "train/optimizer.h"
 #include "train/plan.h"
+#include "train/quantisation.h"
 #include "train/recompute_choice.h"
 #include "train/report.h"
 #include "train/sample.h"
@@ -146,6 +147,7 @@ class Run {
         model_(initial_model(config, options)),
         shares_(shares_of(options, *model_)),
         optimizer_(optimizer_of(config.optimizer, model_->params(), shares_.get())),
+        quantisation_(Quantisation::attach(config, *model_)),
         step_(config_, *model_, optimizer_),
         metrics_(metrics) {
     ckpt::AsyncCheckpointer::Options how{.save = {.keep = config.checkpoint.keep},
@@ -162,6 +164,10 @@ class Run {
     }
     if (options.mesh == nullptr) {
       groups_ = {model_group(*model_), {kOptimizerGroup, optimizer_.tensors()}};
+      if (quantisation_) {
+        step_.quantise(*quantisation_);
+        for (ckpt::TensorGroup& group : quantisation_->groups()) groups_.push_back(std::move(group));
+      }
     } else {
       log_shares(*shares_, optimizer_);
       state_.emplace(pieces_of(*model_, *shares_, optimizer_), options.mesh->world());
@@ -180,6 +186,7 @@ class Run {
       shares_->slices_changed();
     } else {
       checkpoint.load(groups_);
+      if (quantisation_) quantisation_->quantiser().restored();
     }
     restore_bias_rules(checkpoint);
     first_step_ = checkpoint.step();
@@ -214,6 +221,7 @@ class Run {
   std::unique_ptr<nn::Decoder> model_;
   std::unique_ptr<parallel::DataParallel> shares_;  // of several processes
   AdamW optimizer_;
+  std::unique_ptr<Quantisation> quantisation_;  // null: products are those of floats
   TrainStep step_;
   telemetry::TrainMetrics& metrics_;
   std::optional<parallel::RankLoadSum> load_sum_;
@@ -305,8 +313,8 @@ void Run::validate(int64_t step) {
   report_->phases().mark(energy::Phase::kEvaluation);
   // With train.micro_batch = 0 the ranks share each batch, so that there are more of them.
   const int64_t shares = options_.config.train.micro_batch == 0 ? batch_parts(options_) : 1;
-  const Evaluation evaluation =
-      evaluate(*model_, *validation_, config_.train.eval_batches * shares, options_.mesh);
+  const Evaluation evaluation = evaluate_both(*model_, quantisation_.get(), *validation_,
+                                              config_.train.eval_batches * shares, options_.mesh);
   report_->phases().mark(energy::Phase::kIdle);
   report_->validation(step, evaluation);
 }
@@ -333,6 +341,7 @@ std::string Run::sample() {
   options.generate.max_tokens = config_.train.sample_tokens;
   options.generate.sampling.temperature = config_.train.sample_temperature;
   options.generate.sampling.seed = static_cast<uint64_t>(config_.train.seed);
+  if (quantisation_) quantisation_->evaluate_quantised();
   report_->phases().mark(energy::Phase::kEvaluation);
   std::string text = sample_text(*model_, *sources_.tokenizer, options);
   report_->phases().mark(energy::Phase::kIdle);
@@ -517,6 +526,11 @@ void keep_tokenizer(const config::DataConfig& data, const fs::path& run_dir) {
 }  // namespace
 
 TrainResult train(const TrainOptions& options) {
+  if (options.mesh != nullptr && options.config.quant.is_on())
+    throw_user_error(
+        "quant.scheme is '", options.config.quant.scheme,
+        "', but ranges and learned steps are not shared by processes; train with one process, or "
+        "set quant.scheme = 'none'");
   const bool first = is_first(options);
   if (first) check_run_folder(options.run_dir, options.mode);
   telemetry::Registry registry;
