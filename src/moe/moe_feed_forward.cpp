@@ -123,7 +123,7 @@ ops::Routing MoeFeedForward::route(const at::Tensor& x_TD, const nn::FeedForward
 
 nn::FeedForwardResult MoeFeedForward::forward(const at::Tensor& x_TD,
                                               const nn::FeedForwardContext& context) const {
-  const at::Tensor in_TD = nn::enter(axis_, x_TD, context.num_tokens);
+  const at::Tensor in_TD = nn::enter(axis_, x_TD, context.num_tokens, context.discards);
   const ops::Routing routing = route(in_TD, context);
   nn::FeedForwardResult result;
   at::Tensor shared_TD;

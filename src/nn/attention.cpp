@@ -98,7 +98,7 @@ at::Tensor Attention::output(const at::Tensor& y_TC) const {
 at::Tensor Attention::forward(const at::Tensor& x_TD, const at::Tensor& positions_T,
                               const at::Tensor& cos_sin_PD, const ops::Segments& documents,
                               Discards* discards) const {
-  const at::Tensor projected_TC = projected(enter(options_.axis, x_TD, positions_T.size(0)));
+  const at::Tensor projected_TC = projected(enter(options_.axis, x_TD, positions_T.size(0), discards));
   const at::Tensor qkv_TC = turned(projected_TC, positions_T, cos_sin_PD);
   // The norms keep what they read, so that the rest can be made from it; without them nothing else is kept.
   if (discards != nullptr && options_.qk_norm != kernels::QkNorm::none)

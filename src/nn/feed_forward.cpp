@@ -46,7 +46,7 @@ at::Tensor DenseFeedForward::summand(const at::Tensor& x_TD, Discards* discards)
 }
 
 FeedForwardResult DenseFeedForward::forward(const at::Tensor& x_TD, const FeedForwardContext& context) const {
-  const at::Tensor in_TD = enter(axis_, x_TD, context.num_tokens);
+  const at::Tensor in_TD = enter(axis_, x_TD, context.num_tokens, context.discards);
   const at::Tensor y_TD = leave(axis_, summand(in_TD, context.discards));
   return {down_bias_ == nullptr ? y_TD : y_TD + outside(axis_, down_bias_->value), {}, {}, {}};
 }

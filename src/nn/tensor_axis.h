@@ -19,6 +19,8 @@
 
 namespace moebius::nn {
 
+class Discards;
+
 class TensorAxis {
  public:
   virtual ~TensorAxis() = default;
@@ -43,10 +45,10 @@ class TensorAxis {
   virtual at::Tensor gather(const at::Tensor& x) const = 0;
 };
 
-// The same without an axis: nothing happens.
-inline at::Tensor enter(const TensorAxis* axis, const at::Tensor& x_TD, int64_t num_tokens) {
-  return axis != nullptr ? axis->enter(x_TD, num_tokens) : x_TD;
-}
+// The same without an axis: nothing happens. `discards`, where given, gets what the exchange makes again; x
+// must be kept, or have been added before.
+at::Tensor enter(const TensorAxis* axis, const at::Tensor& x_TD, int64_t num_tokens,
+                 Discards* discards = nullptr);
 inline at::Tensor leave(const TensorAxis* axis, const at::Tensor& y_TD) {
   return axis != nullptr ? axis->leave(y_TD) : y_TD;
 }

@@ -11,13 +11,19 @@
 #include "config/load.h"
 #include "config/validate.h"
 #include "moe/moe_feed_forward.h"
+<<<<<<< HEAD
 #include "train/quantised_model.h"
+=======
+#include "parallel/spread_model.h"
+>>>>>>> 05a5cef (nn: tokens that a rank gathers from the others lose their memory under selective recomputation)
 
 namespace moebius::train {
 namespace {
 
-std::unique_ptr<nn::Decoder> allocated(const config::RunConfig& config, at::Device device) {
-  std::unique_ptr<nn::Decoder> decoder = moe::make_decoder(config.model);
+std::unique_ptr<nn::Decoder> allocated(const config::RunConfig& config, at::Device device,
+                                       const parallel::Mesh* mesh = nullptr) {
+  std::unique_ptr<nn::Decoder> decoder =
+      mesh != nullptr ? parallel::make_spread_decoder(config, *mesh) : moe::make_decoder(config.model);
   decoder->params().allocate(dtype_of(config.train.precision), device);
   return decoder;
 }
@@ -60,8 +66,9 @@ int64_t vocabulary(const config::RunConfig& config, const data::Tokenizer* token
   return config.model.vocab;
 }
 
-std::unique_ptr<nn::Decoder> make_model(const config::RunConfig& config, at::Device device) {
-  std::unique_ptr<nn::Decoder> decoder = allocated(config, device);
+std::unique_ptr<nn::Decoder> make_model(const config::RunConfig& config, at::Device device,
+                                        const parallel::Mesh* mesh) {
+  std::unique_ptr<nn::Decoder> decoder = allocated(config, device, mesh);
   decoder->params().initialise(static_cast<uint64_t>(config.train.seed));
   return decoder;
 }
@@ -109,7 +116,8 @@ std::filesystem::path load_initial_weights(const config::RunConfig& config, nn::
                      config::describe_differences(differences));
   const at::NoGradGuard no_grad;
   for (const nn::Param& param : loaded.decoder->params().params())
-    if (nn::Param* const ours = decoder.params().find(param.spec.name)) ours->value.copy_(param.value);
+    if (nn::Param* const ours = decoder.params().find(param.spec.name))
+      nn::copy_from_whole(ours->slice, param.value, ours->value);
   return loaded.checkpoint;
 }
 

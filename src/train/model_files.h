@@ -12,6 +12,10 @@
 #include "nn/decoder.h"
 #include "train/quantisation.h"
 
+namespace moebius::parallel {
+class Mesh;
+}
+
 namespace moebius::train {
 
 // Group names in checkpoints.
@@ -27,8 +31,9 @@ at::ScalarType dtype_of(const std::string& precision);
 // model has no row for. `tokenizer` may be null for synthetic data.
 int64_t vocabulary(const config::RunConfig& config, const data::Tokenizer* tokenizer);
 
-// A model with its memory; values are as initialised from the seed.
-std::unique_ptr<nn::Decoder> make_model(const config::RunConfig& config, at::Device device);
+// A model with its memory; values are as initialised from the seed. With a mesh this rank's part of it.
+std::unique_ptr<nn::Decoder> make_model(const config::RunConfig& config, at::Device device,
+                                        const parallel::Mesh* mesh = nullptr);
 
 // Fills the model with the weights of a run or checkpoint (train.initial_weights), with conversion of dtype;
 // what multi-token prediction adds keeps its values. Returns the checkpoint that was read. UserError listing

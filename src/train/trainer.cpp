@@ -94,7 +94,7 @@ int64_t batch_parts(const TrainOptions& options) {
 }
 
 std::unique_ptr<nn::Decoder> initial_model(const config::RunConfig& config, const TrainOptions& options) {
-  std::unique_ptr<nn::Decoder> model = make_model(config, options.device);
+  std::unique_ptr<nn::Decoder> model = make_model(config, options.device, options.mesh);
   if (!config.train.initial_weights.empty() && options.mode != RunMode::resume) {
     const fs::path checkpoint = load_initial_weights(config, *model);
     if (is_first(options)) keep_carried(checkpoint, options.run_dir);
