@@ -13,7 +13,9 @@ struct ParallelConfig {
   int64_t fsdp = 0;
   int64_t tp = 1;
   std::string tp_mode = "1d";
+  bool sequence_parallel = true;
   int64_t ep = 1;
+  int64_t ep_chunks = 2;
   int64_t expert_tp = 0;
   int64_t pp = 1;
   int64_t cp = 1;
@@ -35,8 +37,14 @@ void describe(V& v, ParallelConfig& c) {
           "Ranks that split each attention and dense product among them (tensor parallel).");
   v.field("tp_mode", c.tp_mode, one_of({"1d", "2d"}), "",
           "1d: columns, then rows; 2d: blocks on a square grid of ranks, less traffic from 16 ranks on.");
+  v.field("sequence_parallel", c.sequence_parallel, any(), "",
+          "Between the products that parallel.tp splits each rank has its share of the tokens, else all of "
+          "them: the same traffic for 1 / tp of the activations there.");
   v.field("ep", c.ep, range(1, 1 << 20), "ranks",
           "Ranks that the experts are dealt out to (expert parallel).");
+  v.field("ep_chunks", c.ep_chunks, range(1, 64), "",
+          "Pieces in which a layer's tokens travel to their experts, so that one travels while another is "
+          "computed. More hide more, and each reads the experts' weights again.");
   v.field(
       "expert_tp", c.expert_tp, range(0, 1 << 20), "ranks",
       "Ranks that split each expert; 0: as parallel.tp. 1 with tp above 1: ep counts over tensor ranks too.");

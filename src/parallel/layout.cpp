@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "base/concat.h"
 #include "base/error.h"
+#include "parallel/tensor_axis.h"
 
 namespace moebius::parallel {
 namespace {
@@ -107,8 +108,7 @@ void refuse_missing(const config::ParallelConfig& p) {
   };
   if (p.tp > 1 && p.tp_mode == "2d")
     refuse("tp_mode", "'2d'", "tensor parallelism on a grid of ranks", "'1d'");
-  if (p.tp > 1) refuse("tp", p.tp, "tensor parallelism", 1);
-  if (p.ep > 1) refuse("ep", p.ep, "expert parallelism", 1);
+  if (p.tp > 1 && p.expert_tp == 1) refuse("expert_tp", 1, "whole experts beside split attention", 0);
   if (p.pp > 1) refuse("pp", p.pp, "pipeline parallelism", 1);
   if (p.cp > 1) refuse("cp", p.cp, "context parallelism", 1);
   if (p.zero_stage > 0) refuse("zero_stage", p.zero_stage, "splitting the optimizer's state", 0);
@@ -120,6 +120,7 @@ void check_model(const config::ParallelConfig& p, const config::ModelConfig& m) 
     throw_user_error("parallel.tp is ", p.tp, ", which does not divide the ", m.heads,
                      " heads (model.heads) and ", m.kv_heads, " key and value heads (model.kv_heads); use ",
                      m.is_latent() ? common_divisors({m.heads}) : common_divisors({m.heads, m.kv_heads}));
+  check_tensor_split(m, p.tp);
   if (p.tp_mode == "2d") {
     int64_t side = 1;
     while (side * side < p.tp) ++side;
@@ -209,6 +210,10 @@ Layout make_layout(const config::RunConfig& config, int world) {
         stage, " ranks, no multiple of ", p.ep * sizes.expert_tp, "; use ep of ",
         common_divisors({stage / sizes.expert_tp, std::max<int64_t>(config.model.moe.experts, 1)}));
   refuse_missing(p);
+  if (config.optimizer.state_dtype == "int8" && (p.tp > 1 || p.ep > 1))
+    throw_user_error("optimizer.state_dtype is 'int8', whose blocks of values parallel.",
+                     p.tp > 1 ? "tp" : "ep", " = ", p.tp > 1 ? p.tp : p.ep,
+                     " would cut apart; use 'bf16' or 'fp32'");
   const Layout layout(sizes);
   check_batch(layout, config.train);
   return layout;

@@ -166,8 +166,9 @@ Passed pass_through(nn::Decoder& decoder, const nn::TokenBatch& batch, nn::Recom
   return passed;
 }
 
+// Both sides are in fp32, and either may be as far from the truth as the table allows.
 void expect_close(const std::string& what, const at::Tensor& got, const at::Tensor& want) {
-  EXPECT_LE(ops::cases::normalised_error(got, want), ops::cases::tolerance(OpClass::layer, at::kFloat))
+  EXPECT_LE(ops::cases::normalised_error(got, want), 2 * ops::cases::tolerance(OpClass::layer, at::kFloat))
       << what;
 }
 

@@ -1,0 +1,23 @@
+#include "parallel/spread_model.h"
+
+#include "moe/moe_feed_forward.h"
+#include "parallel/expert_dispatcher.h"
+#include "parallel/mesh.h"
+#include "parallel/tensor_axis.h"
+
+namespace moebius::parallel {
+
+std::unique_ptr<nn::Decoder> make_spread_decoder(const config::RunConfig& config, const Mesh& mesh) {
+  Communicator &ep = mesh.on(Axis::ep), &tp = mesh.on(Axis::tp);
+  std::shared_ptr<const moe::TokenDispatcher> dispatcher;
+  if (ep.size() > 1)
+    dispatcher = std::make_shared<ExpertDispatcher>(ep, config.model.moe.experts, config.parallel.ep_chunks);
+  std::shared_ptr<const nn::TensorAxis> axis;
+  if (tp.size() > 1) axis = make_tensor_axis(tp, config.parallel.sequence_parallel);
+  std::unique_ptr<nn::Decoder> decoder =
+      moe::make_decoder(config.model, std::move(dispatcher), std::move(axis));
+  decoder->params().split({.ep = {ep.size(), ep.rank()}, .tp = {tp.size(), tp.rank()}});
+  return decoder;
+}
+
+}  // namespace moebius::parallel
