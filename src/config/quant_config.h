@@ -49,8 +49,7 @@ void describe(V& v, QuantConfig& c) {
           "What the largest code of weights and of activations with one scale stands for: the largest "
           "magnitude, a percentile, what rounds with the least mean square error, or a step learned beside "
           "the weights.");
-  v.field("percentile", c.percentile, range(0, 1), "",
-          "Share of the values inside the range 'percentile'.");
+  v.field("percentile", c.percentile, range(0, 1), "", "Share of the values inside the range 'percentile'.");
   v.field("range_momentum", c.range_momentum, range(0, 0.9999), "",
           "Of the running range of activations with one scale, per step.");
   v.field("range_lr", c.range_lr, range(0, 1), "",

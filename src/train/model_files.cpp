@@ -11,11 +11,8 @@
 #include "config/load.h"
 #include "config/validate.h"
 #include "moe/moe_feed_forward.h"
-<<<<<<< HEAD
-#include "train/quantised_model.h"
-=======
 #include "parallel/spread_model.h"
->>>>>>> 05a5cef (nn: tokens that a rank gathers from the others lose their memory under selective recomputation)
+#include "train/quantised_model.h"
 
 namespace moebius::train {
 namespace {
