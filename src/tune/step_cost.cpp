@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 
 #include "base/check.h"
 #include "base/concat.h"
@@ -199,7 +200,10 @@ StepCost predict_step(const config::RunConfig& config, const Cluster& cluster, c
   layer.dispatch = 4 * costs.all_to_all(routed_bytes, layout.ep, layout.expert_tp);
   layer.expert_tensor = 5 * costs.ring(routed_bytes * expert_tp, layout.expert_tp, 1);
 
-  const double times = micro_batches * shape.layers / pp;
+  // The fullest stage sets the pace.
+  const double stage_layers = std::ceil(shape.layers / (pp * static_cast<double>(layout.virtual_stages))) *
+                              static_cast<double>(layout.virtual_stages);
+  const double times = micro_batches * stage_layers;
   StepCost step;
   step.dense =
       times * layer.dense +
