@@ -34,6 +34,20 @@ int64_t num_key_heads(const config::ModelConfig& model) {
   return model.is_latent() ? model.heads : model.kv_heads;
 }
 
+// The model whose activations are those of one of the ranks that split it (parallel.tp). Between the products
+// all tokens are counted on every rank, which they are without parallel.sequence_parallel.
+config::ModelConfig model_of_rank(const config::RunConfig& config) {
+  config::ModelConfig model = config.model;
+  const int64_t ranks = config.parallel.tp;
+  if (ranks == 1) return model;
+  const auto split = [ranks](int64_t& size) { size = (size + ranks - 1) / ranks; };
+  if (!model.is_latent()) model.head_dim = model.query_dim();
+  if (model.moe.shared_experts > 0) model.moe.shared_dim = (model.moe.shared_width() + ranks - 1) / ranks;
+  for (int64_t* size : {&model.heads, &model.kv_heads, &model.ffn_dim, &model.moe.expert_dim, &model.vocab})
+    split(*size);
+  return model;
+}
+
 }  // namespace
 
 bool is_shared(const config::RunConfig& config) {
@@ -41,18 +55,18 @@ bool is_shared(const config::RunConfig& config) {
 }
 
 Replay::Replay(const config::RunConfig& config, const nn::ParamTable& params, bool on_cuda)
-    : model_(config.model),
+    : model_(model_of_rank(config)),
       recompute_(recompute_of(config.train.recompute)),
       recompute_layers_(config.train.recompute_layers),
       on_cuda_(on_cuda),
       element_(config.train.precision == "bf16" ? 2 : 4),
       num_tokens_(largest_micro_batch(config)),
       num_micro_(config.train.batch / micro_batch(config)),
-      dim_(config.model.dim),
-      query_width_(config.model.heads * config.model.query_dim()),
-      key_width_(num_key_heads(config.model) * config.model.query_dim()),
-      value_width_(num_key_heads(config.model) * config.model.value_dim()),
-      out_width_(config.model.heads * config.model.value_dim()),
+      dim_(model_.dim),
+      query_width_(model_.heads * model_.query_dim()),
+      key_width_(num_key_heads(model_) * model_.query_dim()),
+      value_width_(num_key_heads(model_) * model_.value_dim()),
+      out_width_(model_.heads * model_.value_dim()),
       tape_(on_cuda ? kCudaGranularity : 1) {
   allocate_state(config, params);
 }
@@ -77,7 +91,7 @@ void Replay::allocate_state(const config::RunConfig& config, const nn::ParamTabl
     return is_split ? (whole + ranks - 1) / ranks : whole;
   };
   for (const nn::Param& param : params.params()) {
-    const int64_t count = param.spec.num_elements();
+    const int64_t count = param.num_local_elements();
     const int64_t own_bytes = count * (param.spec.is_fp32 ? 4 : element_);
     const bool is_gathered = stage == 3 && parallel::block_of(param.spec) != parallel::kOutsideBlocks;
     state_.push_back(
@@ -86,7 +100,7 @@ void Replay::allocate_state(const config::RunConfig& config, const nn::ParamTabl
     param_bytes_[param.spec.name] = own_bytes;
     for (int i = 0; i < 2; ++i)
       state_.push_back(bytes(&MemoryByClass::moments_bytes,
-                             share(stage >= 1, moment_bytes(param.spec, config.optimizer.state_dtype))));
+                             share(stage >= 1, moment_bytes(param, config.optimizer.state_dtype))));
     if (element_ == 2 && !param.spec.is_fp32 && config.optimizer.master_weights)
       state_.push_back(bytes(&MemoryByClass::master_bytes, share(stage >= 1, count * 4)));
   }

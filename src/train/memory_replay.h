@@ -126,7 +126,7 @@ class Replay {
   int64_t num_rows() const { return num_tokens_ * model_.moe.top_k; }
   int64_t model_elements() const { return num_tokens_ * dim_; }
 
-  const config::ModelConfig& model_;
+  const config::ModelConfig model_;  // what a rank computes of it
   const nn::Recompute recompute_;
   const int64_t recompute_layers_;
   const bool on_cuda_;

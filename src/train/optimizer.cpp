@@ -21,9 +21,9 @@ at::ScalarType moment_dtype(const nn::ParamSpec& spec, const std::string& state_
 
 }  // namespace
 
-int64_t moment_bytes(const nn::ParamSpec& spec, const std::string& state_dtype) {
-  const at::ScalarType dtype = moment_dtype(spec, state_dtype);
-  const int64_t count = spec.num_elements();
+int64_t moment_bytes(const nn::Param& param, const std::string& state_dtype) {
+  const at::ScalarType dtype = moment_dtype(param.spec, state_dtype);
+  const int64_t count = param.num_local_elements();
   const int64_t scales = dtype == at::kByte ? 4 * ops::moment_blocks(count) : 0;
   return count * static_cast<int64_t>(c10::elementSize(dtype)) + scales;
 }

@@ -14,8 +14,9 @@
 
 namespace moebius::train {
 
-// Bytes of each of the two moments of a parameter that optimizer.state_dtype asks for, scales included.
-int64_t moment_bytes(const nn::ParamSpec& spec, const std::string& state_dtype);
+// Bytes of each of the two moments of what this process holds of a parameter, as optimizer.state_dtype asks
+// for, scales included.
+int64_t moment_bytes(const nn::Param& param, const std::string& state_dtype);
 
 class AdamW {
  public:

@@ -126,6 +126,8 @@ int64_t Plan::needed_bytes() const {
 Plan make_plan(const config::RunConfig& config, bool on_cuda) {
   MOEBIUS_CHECK_GE(config.model.vocab, 1, "a plan needs the size of the vocabulary");
   const auto decoder = moe::make_decoder(config.model);
+  decoder->params().split(
+      {.ep = {static_cast<int>(config.parallel.ep), 0}, .tp = {static_cast<int>(config.parallel.tp), 0}});
   const nn::ParamTable& params = decoder->params();
   Plan plan;
   plan.config = config;

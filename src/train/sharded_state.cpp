@@ -49,6 +49,47 @@ std::vector<std::string> exchange(parallel::Communicator& world, const std::stri
   return texts;
 }
 
+// "2 1 0 4 2 0 8 16 8": two dims, the first of one range, the second of two. "0": the whole.
+std::string text_of(const nn::ParamSlice& slice) {
+  std::string text = std::to_string(slice.dims.size());
+  for (const std::vector<nn::Range>& ranges : slice.dims) {
+    text += concat(" ", ranges.size());
+    for (const nn::Range& range : ranges) text += concat(" ", range.begin, " ", range.count);
+  }
+  return text;
+}
+
+nn::ParamSlice read_slice(std::istream& words) {
+  size_t num_dims = 0;
+  words >> num_dims;
+  nn::ParamSlice slice;
+  for (size_t dim = 0; dim < num_dims; ++dim) {
+    size_t num_ranges = 0;
+    words >> num_ranges;
+    std::vector<nn::Range>& ranges = slice.dims.emplace_back(num_ranges);
+    for (nn::Range& range : ranges) words >> range.begin >> range.count;
+  }
+  return slice;
+}
+
+// Calls copy(place in the flat whole, place in the flat piece, elements) for what lies together in both.
+template <class Copy>
+void for_each_run(const nn::ParamSlice& slice, const std::vector<int64_t>& dims, int64_t begin, int64_t end,
+                  const Copy& copy) {
+  if (slice.is_whole()) {
+    copy(begin, int64_t{0}, end - begin);
+    return;
+  }
+  for (const nn::SliceRun& run : nn::slice_runs(slice, dims, INT64_MAX)) {
+    const int64_t first = std::max(begin, run.local), last = std::min(end, run.local + run.count);
+    if (first < last) copy(run.whole + first - run.local, first - begin, last - first);
+  }
+}
+
+std::byte* bytes_at(const at::Tensor& flat, int64_t element) {
+  return static_cast<std::byte*>(flat.data_ptr()) + element * static_cast<int64_t>(flat.element_size());
+}
+
 }  // namespace
 
 std::vector<StatePiece> pieces_of(nn::Decoder& decoder, const parallel::DataParallel& parallel,
@@ -56,19 +97,20 @@ std::vector<StatePiece> pieces_of(nn::Decoder& decoder, const parallel::DataPara
   std::vector<StatePiece> pieces;
   for (const parallel::OwnedSlice& slice : parallel.slices())
     pieces.push_back({kModelGroup, slice.param->spec.name, slice.param->spec.dims, slice.begin, slice.end,
-                      slice.value.view({-1})});
+                      slice.value.view({-1}), slice.param->slice});
   for (const nn::Param& param : decoder.params().params())
     if (param.spec.is_buffer)
       pieces.push_back({kModelGroup, param.spec.name, param.spec.dims, 0, param.value.numel(),
-                        param.value.detach().view({-1})});
+                        param.value.detach().view({-1}), param.slice});
   for (const AdamW::State& state : optimizer.state()) {
     const bool is_shared = state.unit > 1;
+    MOEBIUS_CHECK(!is_shared || state.param->slice.is_whole(), "blocks of a slice of ", state.name);
     const auto units = [&](int64_t elements) { return (elements + state.unit - 1) / state.unit; };
     MOEBIUS_CHECK_EQ(state.begin % state.unit, 0, "a shard of ", state.name, " cuts a block");
     pieces.push_back(
         {kOptimizerGroup, state.name,
          is_shared ? std::vector<int64_t>{units(state.param->spec.num_elements())} : state.param->spec.dims,
-         state.begin / state.unit, units(state.end), state.tensor.view({-1})});
+         state.begin / state.unit, units(state.end), state.tensor.view({-1}), state.param->slice});
   }
   return pieces;
 }
@@ -88,7 +130,7 @@ void ShardedState::agree() {
   for (const StatePiece& piece : pieces_) {
     MOEBIUS_CHECK_EQ(piece.values.numel(), piece.end - piece.begin, "piece of ", piece.name);
     std::string line = concat(piece.group, " ", piece.name, " ", static_cast<int>(piece.values.scalar_type()),
-                              " ", piece.begin, " ", piece.end);
+                              " ", piece.begin, " ", piece.end, " ", text_of(piece.slice));
     for (const int64_t dim : piece.dims) line += concat(" ", dim);
     own += line + "\n";
   }
@@ -103,6 +145,7 @@ void ShardedState::agree() {
       int dtype = 0;
       int64_t begin = 0, end = 0;
       words >> group >> name >> dtype >> begin >> end;
+      nn::ParamSlice slice = read_slice(words);
       std::vector<int64_t> dims;
       for (int64_t dim = 0; words >> dim;) dims.push_back(dim);
       const auto [at, is_new] = by_name.try_emplace({group, name});
@@ -116,24 +159,29 @@ void ShardedState::agree() {
       MOEBIUS_CHECK(whole.dims == dims && static_cast<int>(whole.dtype) == dtype, "rank ", rank,
                     " holds another ", name);
       const auto same = std::find_if(whole.parts.begin(), whole.parts.end(), [&](const Whole::Part& part) {
-        return part.begin == begin && part.end == end;
+        return part.begin == begin && part.end == end && part.slice == slice;
       });
       if (same != whole.parts.end()) {
         same->holders.push_back(rank);
       } else {
-        whole.parts.push_back({begin, end, {rank}});
+        whole.parts.push_back({std::move(slice), begin, end, {rank}});
       }
     }
   }
   for (auto& [name, whole] : by_name) {
-    std::sort(whole.parts.begin(), whole.parts.end(),
-              [](const Whole::Part& a, const Whole::Part& b) { return a.begin < b.begin; });
-    int64_t next = 0;
-    for (const Whole::Part& part : whole.parts) {
-      MOEBIUS_CHECK_EQ(part.begin, next, "pieces of ", whole.name);
-      next = part.end;
+    // Slices are disjoint or the same, because all ranks cut along the same axes.
+    std::stable_sort(whole.parts.begin(), whole.parts.end(),
+                     [](const Whole::Part& a, const Whole::Part& b) { return a.begin < b.begin; });
+    int64_t count = 0;
+    for (size_t i = 0; i < whole.parts.size(); ++i) {
+      const Whole::Part& part = whole.parts[i];
+      int64_t before = 0;  // where the part before it in its slice ends
+      for (size_t j = 0; j < i; ++j)
+        if (whole.parts[j].slice == part.slice) before = whole.parts[j].end;
+      MOEBIUS_CHECK_EQ(part.begin, before, "pieces of ", whole.name);
+      count += part.end - part.begin;
     }
-    MOEBIUS_CHECK_EQ(next, num_elements(whole.dims), "pieces of ", whole.name);
+    MOEBIUS_CHECK_EQ(count, num_elements(whole.dims), "pieces of ", whole.name);
     wholes_.push_back(std::move(whole));
   }
 }
@@ -160,7 +208,8 @@ void ShardedState::choose_writers() {
 
 const StatePiece& ShardedState::piece_of(const Whole& whole, const Whole::Part& part) const {
   const auto found = std::find_if(pieces_.begin(), pieces_.end(), [&](const StatePiece& piece) {
-    return piece.name == whole.name && piece.group == whole.group && piece.begin == part.begin;
+    return piece.name == whole.name && piece.group == whole.group && piece.begin == part.begin &&
+           piece.slice == part.slice;
   });
   MOEBIUS_CHECK(found != pieces_.end(), "no piece of ", whole.name, " here");
   return *found;
@@ -179,16 +228,21 @@ std::span<const ckpt::PendingGroup> ShardedState::capture() {
         sends.push_back(world_.send(piece_of(whole, part).values, whole.writer));
         continue;
       }
-      at::Tensor place = whole.values.view({-1}).narrow(0, part.begin, part.end - part.begin);
+      at::Tensor values;
       if (part.source == rank) {
-        place.copy_(piece_of(whole, part).values);
+        values = piece_of(whole, part).values;
       } else {
         const at::Device device = pieces_.empty() ? at::Device(at::kCPU) : pieces_.front().values.device();
-        at::Tensor arrived =
-            device.is_cpu() ? place : at::empty(place.sizes(), place.options().device(device));
-        world_.receive(arrived, part.source).wait();
-        if (!device.is_cpu()) place.copy_(arrived);
+        values = at::empty({part.end - part.begin}, at::TensorOptions().dtype(whole.dtype).device(device));
+        world_.receive(values, part.source).wait();
       }
+      values = values.cpu();
+      const auto element_bytes = values.element_size();
+      for_each_run(part.slice, whole.dims, part.begin, part.end,
+                   [&](int64_t in_whole, int64_t in_piece, int64_t count) {
+                     std::memcpy(bytes_at(whole.values, in_whole), bytes_at(values, in_piece),
+                                 static_cast<size_t>(count) * element_bytes);
+                   });
     }
     if (groups_.empty() || groups_.back().name != whole.group) groups_.push_back({whole.group, {}});
     ckpt::PendingTensor tensor{ckpt::spec_of(whole.name, without_memory(whole.dims, whole.dtype)), {}};
@@ -213,7 +267,18 @@ void ShardedState::load(const ckpt::Checkpoint& checkpoint) {
     for (size_t i = 0; i < saved.size(); ++i) {
       for (const StatePiece& piece : pieces_) {
         if (piece.name != group.tensors[i].name || piece.group != group.name) continue;
-        piece.values.copy_(saved[i].view({-1}).narrow(0, piece.begin, piece.end - piece.begin));
+        const at::Tensor whole = saved[i].view({-1});
+        if (piece.slice.is_whole()) {
+          piece.values.copy_(whole.narrow(0, piece.begin, piece.end - piece.begin));
+          continue;
+        }
+        const at::Tensor values = at::empty(piece.values.sizes(), whole.options());
+        for_each_run(piece.slice, piece.dims, piece.begin, piece.end,
+                     [&](int64_t in_whole, int64_t in_piece, int64_t count) {
+                       std::memcpy(bytes_at(values, in_piece), bytes_at(whole, in_whole),
+                                   static_cast<size_t>(count) * values.element_size());
+                     });
+        piece.values.copy_(values);
       }
     }
   }

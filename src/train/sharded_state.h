@@ -21,12 +21,14 @@
 
 namespace moebius::train {
 
-// Elements [begin, end) of a flat tensor of the checkpoint.
+// Part of a tensor of the checkpoint: elements [begin, end) of the flat slice of it that this process's place
+// on the mesh gives it (nn/param_slice.h).
 struct StatePiece {
   std::string group, name;
   std::vector<int64_t> dims;  // of the whole
   int64_t begin = 0, end = 0;
-  at::Tensor values;  // flat; shared with the model or the optimizer
+  at::Tensor values;          // flat; shared with the model or the optimizer
+  nn::ParamSlice slice = {};  // of the whole; by default all of it
 };
 
 // Parameters and buffers of the model and the state of its optimizer, as far as they lie here.
@@ -57,11 +59,12 @@ class ShardedState {
     std::vector<int64_t> dims;
     at::ScalarType dtype;
     struct Part {
-      int64_t begin, end;
+      nn::ParamSlice slice;
+      int64_t begin, end;        // of the slice
       std::vector<int> holders;  // ranks, ascending
       int source = 0;            // the one that gives it away
     };
-    std::vector<Part> parts;  // ascending, without overlap; all elements
+    std::vector<Part> parts;  // without overlap; all elements
     int writer = 0;
     at::Tensor values;  // on the writer
   };

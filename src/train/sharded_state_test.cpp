@@ -9,6 +9,7 @@
 #include "ckpt/async_checkpointer.h"
 #include "ckpt/folder.h"
 #include "moe/moe_feed_forward.h"
+#include "parallel/solo_communicator.h"
 #include "parallel/thread_group.h"
 #include "parallel/zero_test_model.h"
 #include "train/model_files.h"
@@ -177,6 +178,44 @@ TEST(ShardedState, passes_through_any_layout_unchanged) {
       ASSERT_EQ(first.size(), second.size());
       for (size_t i = 0; i < first.size(); ++i) EXPECT_TRUE(at::equal(first[i], second[i])) << i;
     }
+  }
+}
+
+TEST(ShardedState, slices_of_tensor_and_expert_axes_pass_through_unchanged) {
+  const TestFolder folder;
+  run_steps({0, 1}, {}, folder.path(), 1, 2);
+  const std::vector<at::Tensor> first = values_of(folder.path(), 2, {});
+  struct Split {
+    int ep, tp;
+    int64_t stage;
+  };
+  for (const Split& split : std::vector<Split>{{1, 2, 0}, {2, 1, 0}, {2, 2, 0}, {2, 2, 2}}) {
+    SCOPED_TRACE(testing::Message() << "ep " << split.ep << ", tp " << split.tp << ", stage " << split.stage);
+    const TestFolder copy;
+    ThreadGroup group(split.ep * split.tp, "world");
+    group.run([&](Communicator& comm) {
+      parallel::SoloCommunicator alone("data");
+      const auto decoder = moe::make_decoder(parallel::zero_model());
+      decoder->params().split(
+          {.ep = {split.ep, comm.rank() / split.tp}, .tp = {split.tp, comm.rank() % split.tp}});
+      Rank::allocated(*decoder, at::kFloat);
+      DataParallel parallel(decoder->params(), {{&alone, nullptr}, {&alone, nullptr}, &comm},
+                            {.zero_stage = split.stage, .bucket_bytes = 20'000});
+      const AdamW optimizer(optimizer_config({}), parallel.slices());
+      ShardedState state(pieces_of(*decoder, parallel, optimizer), comm);
+      state.load(ckpt::Checkpoint::open(ckpt::step_dir(folder.path(), 2)));
+      parallel.slices_changed();
+      ckpt::AsyncCheckpointer checkpointer(
+          copy.path(),
+          {.background = false,
+           .writers = {.rank = comm.rank(), .count = comm.size(), .attempt = "1", .timeout_s = 60}});
+      ASSERT_TRUE(checkpointer.save({2, "", "{}"}, [&] { return state.capture(); }).ok());
+      ASSERT_TRUE(checkpointer.finish().ok());
+      comm.barrier();
+    });
+    const std::vector<at::Tensor> second = values_of(copy.path(), 2, {});
+    ASSERT_EQ(first.size(), second.size());
+    for (size_t i = 0; i < first.size(); ++i) EXPECT_TRUE(at::equal(first[i], second[i])) << i;
   }
 }
 

@@ -316,36 +316,41 @@ PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batc
 std::string TrainStep::find_non_finite(std::vector<data::Batch>& micro_batches) {
   // Ranks may find different things, so none of them waits for parameters of another from here on.
   const Gathered gathered(decoder_, shares_);
-  for (const nn::Param& param : decoder_.params().params())
-    if (!is_finite(param.value)) return "parameter " + param.spec.name;
+  // Where passes exchange values every rank goes through all of them, whatever it has found before.
+  const bool together = mesh_ != nullptr && (mesh_->layout().size(parallel::Axis::tp) > 1 ||
+                                             mesh_->layout().size(parallel::Axis::ep) > 1);
   std::string found;
+  const auto look = [&](const at::Tensor& value, const auto&... name) {
+    if (found.empty() && value.defined() && !is_finite(value)) found = concat(name...);
+  };
+  const auto is_done = [&] { return !together && !found.empty(); };
+  for (const nn::Param& param : decoder_.params().params()) look(param.value, "parameter ", param.spec.name);
+  if (is_done()) return found;
   nn::ForwardOptions options;
   options.with_losses = true;
   options.with_mtp = options_.with_mtp;
-  options.probe = [&](const std::string& name, const at::Tensor& value) {
-    if (found.empty() && !is_finite(value)) found = "output of " + name;
-  };
+  options.probe = [&](const std::string& name, const at::Tensor& value) { look(value, "output of ", name); };
   const double scale = 1.0 / static_cast<double>(std::max<int64_t>(totals_of(micro_batches).num_targets, 1));
   for (data::Batch& batch : micro_batches) {
     const nn::TokenBatch tokens = to_device(batch, decoder_.device());
     const nn::DecoderOutput output = decoder_.forward(tokens, options);
-    if (!found.empty()) return found;
+    if (is_done()) return found;
     MicroLosses losses;
     losses.loss = decoder_.loss(output.hidden_TD, tokens.targets_T, scale);
-    if (!is_finite(losses.loss)) return "loss";
+    look(losses.loss, "loss");
+    if (is_done()) return found;
     const at::Tensor loss = total_loss(losses, output, scale, 1);
-    if (losses.balance.defined() && !is_finite(losses.balance)) return "balance loss";
-    if (losses.mtp.defined() && !is_finite(losses.mtp)) return "loss of multi-token prediction";
+    look(losses.balance, "balance loss");
+    look(losses.mtp, "loss of multi-token prediction");
+    if (is_done()) return found;
     loss.backward();
   }
   // Backward runs from the last layer to the first, so the last declared is the first that broke.
   auto& params = decoder_.params().params();
   for (auto param = params.rbegin(); param != params.rend(); ++param) {
     const at::Tensor& grad = param->value.grad();
-    if (grad.defined() && !is_finite(grad)) {
-      found = "gradient of " + param->spec.name;
-      break;
-    }
+    if (grad.defined()) look(grad, "gradient of ", param->spec.name);
+    if (!found.empty()) break;
   }
   optimizer_.release_gradients();
   if (quantisation_ != nullptr) quantisation_->release_gradients();

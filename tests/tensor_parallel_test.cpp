@@ -1,0 +1,117 @@
+// Layers split over several processes on loopback: the same training as in one.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "base/concat.h"
+#include "tests/child_process.h"
+#include "tests/tiny_config.h"
+
+namespace moebius {
+namespace {
+
+namespace fs = std::filesystem;
+using Words = std::vector<std::string>;
+
+class TensorParallelTest : public testing::Test {
+ protected:
+  Finished run(const std::string& name, const Words& settings, int processes, const Words& flags = {}) {
+    Words words{"train", config, "--run", (folder / name).string(), "--device", "cpu", "--threads", "1"};
+    words.insert(words.end(), flags.begin(), flags.end());
+    for (const std::string& setting : settings) words.insert(words.end(), {"--set", setting});
+    if (processes > 1)
+      words.insert(words.end(), {"--nproc", std::to_string(processes), "--set", "parallel.timeout_s=60"});
+    return run_program(words);
+  }
+
+  std::vector<nlohmann::json> metrics(const std::string& name) const {
+    std::vector<nlohmann::json> lines;
+    std::ifstream file(folder / name / "metrics.jsonl");
+    for (std::string line; std::getline(file, line);) lines.push_back(nlohmann::json::parse(line));
+    return lines;
+  }
+
+  void compare(const std::string& one, const std::string& several) const {
+    const auto expected = metrics(one), actual = metrics(several);
+    ASSERT_EQ(expected.size(), 20u);
+    ASSERT_EQ(actual.size(), 20u);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      SCOPED_TRACE(concat("step ", i + 1));
+      for (const char* number : {"loss", "balance_loss", "gradient_norm"}) {
+        const double value = expected[i][number];
+        EXPECT_NEAR(actual[i][number].get<double>(), value, std::abs(value) * 1e-4 + 1e-7) << number;
+      }
+    }
+    // The first step's choices are exactly those of one process.
+    for (size_t layer = 0; layer < expected[0]["layers"].size(); ++layer)
+      EXPECT_EQ(actual[0]["layers"][layer]["load"], expected[0]["layers"][layer]["load"]);
+    EXPECT_NEAR(actual.back()["validation_loss"].get<double>(),
+                expected.back()["validation_loss"].get<double>(), 1e-4);
+  }
+
+  TestFolder folder;
+  std::string config = write_tiny_config(folder, 20);
+};
+
+TEST_F(TensorParallelTest, trains_as_one_process_does) {
+  const Words heads{"model.heads=4", "model.kv_heads=4", "model.layers=2"};
+  const std::vector<Words> forms{{"model.qk_norm=head", "model.moe.balance.aux_loss=0.01"},
+                                 {"model.moe.shared_experts=1", "model.moe.dense_layers=[1]",
+                                  "model.ffn_dim=24", "train.micro_batch=1"}};
+  struct Layout {
+    int processes;
+    Words settings;
+  };
+  const std::vector<Layout> layouts{{2, {"parallel.tp=2"}},
+                                    {2, {"parallel.tp=2", "parallel.sequence_parallel=false"}},
+                                    {4, {"parallel.tp=4"}},
+                                    {4, {"parallel.tp=2", "parallel.ep=2"}}};
+  for (size_t f = 0; f < forms.size(); ++f) {
+    Words settings = heads;
+    settings.insert(settings.end(), forms[f].begin(), forms[f].end());
+    const std::string one = concat("one-", f);
+    const Finished alone = run(one, settings, 1);
+    ASSERT_EQ(alone.code, 0) << alone.errors;
+    for (size_t i = 0; i < layouts.size(); ++i) {
+      SCOPED_TRACE(concat("form ", f, ", layout ", i));
+      Words all = settings;
+      all.insert(all.end(), layouts[i].settings.begin(), layouts[i].settings.end());
+      const std::string several = concat("several-", f, "-", i);
+      const Finished together = run(several, all, layouts[i].processes);
+      ASSERT_EQ(together.code, 0) << together.errors;
+      compare(one, several);
+    }
+  }
+}
+
+TEST_F(TensorParallelTest, a_checkpoint_of_slices_goes_on_in_one_process_and_back) {
+  const Words settings{"model.heads=4", "model.kv_heads=2", "schedule.kind=constant"};
+  ASSERT_EQ(run("one", settings, 1).code, 0);
+  // Ten steps on two ranks, five on one, five on two; the schedule is that of twenty.
+  const auto until = [&](int steps, bool split, bool resumes) {
+    Words all = settings;
+    all.push_back(concat("train.steps=", steps));
+    if (split) all.push_back("parallel.tp=2");
+    const Finished finished = run("mixed", all, split ? 2 : 1, resumes ? Words{"--resume"} : Words{});
+    ASSERT_EQ(finished.code, 0) << finished.errors;
+  };
+  until(10, true, false);
+  until(15, false, true);
+  until(20, true, true);
+  compare("one", "mixed");
+}
+
+TEST_F(TensorParallelTest, refuses_a_model_that_does_not_split) {
+  const Finished finished =
+      run("refused", {"parallel.tp=2", "model.kv_heads=2", "model.moe.expert_dim=15"}, 2);
+  EXPECT_EQ(finished.code, 2) << finished.errors;
+  EXPECT_NE(finished.errors.find("parallel.tp is 2, which does not divide model.moe.expert_dim = 15"),
+            std::string::npos)
+      << finished.errors;
+  EXPECT_FALSE(fs::exists(folder / "refused"));
+}
+
+}  // namespace
+}  // namespace moebius
