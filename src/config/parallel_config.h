@@ -23,6 +23,7 @@ struct ParallelConfig {
   double bucket_mb = 25;
   std::string backend = "auto";
   double timeout_s = 300;
+  bool overlap = true;
 };
 
 template <class V>
@@ -62,6 +63,9 @@ void describe(V& v, ParallelConfig& c) {
           "Gradients that travel together, as soon as the last of them is complete.");
   v.field("timeout_s", c.timeout_s, range(1, 1e6), "s",
           "How long ranks wait for each other, at the start and in each exchange, before the run ends.");
+  v.field("overlap", c.overlap, any(), "",
+          "Compute while data travels. false waits for every exchange at once, with the same results: to "
+          "measure what overlap gains.");
 }
 
 }  // namespace moebius::config

@@ -5,6 +5,7 @@
 #include "parallel/c10d_communicator.h"
 #include "parallel/rendezvous.h"
 #include "parallel/solo_communicator.h"
+#include "parallel/watched_communicator.h"
 
 namespace moebius::parallel {
 
@@ -23,7 +24,7 @@ Mesh::Mesh(const Layout& layout, int rank, const Make& make) : layout_(layout), 
 }
 
 Mesh::Mesh(const Layout& layout, Rendezvous& rendezvous, double timeout_s,
-           std::shared_ptr<Positions> positions)
+           std::shared_ptr<Positions> positions, bool overlaps)
     : Mesh(layout, rendezvous.options().rank, [&](Axis axis, const std::vector<int>& ranks) {
         GroupOptions options;
         options.axis = name_of(axis);
@@ -33,8 +34,18 @@ Mesh::Mesh(const Layout& layout, Rendezvous& rendezvous, double timeout_s,
         options.size = static_cast<int>(ranks.size());
         options.timeout_s = timeout_s;
         options.positions = positions;
-        return make_gloo_communicator(rendezvous, options);
-      }) {}
+        return std::make_unique<WatchedCommunicator>(make_gloo_communicator(rendezvous, options), overlaps);
+      }) {
+  for (const auto& [axis, communicator] : communicators_)
+    if (const auto* const watched = dynamic_cast<const WatchedCommunicator*>(communicator.get()))
+      watched_.push_back(watched);
+}
+
+double Mesh::waited_s() const {
+  double sum = 0;
+  for (const WatchedCommunicator* const each : watched_) sum += each->waited_s();
+  return sum;
+}
 
 std::string Mesh::describe_traffic() const {
   std::string text;

@@ -14,13 +14,14 @@ namespace moebius::parallel {
 
 class Positions;
 class Rendezvous;
+class WatchedCommunicator;
 
 class Mesh {
  public:
   // All ranks at the same time. Axes of one rank get a communicator that does nothing, the others Gloo's.
-  // `positions`: told of every exchange, for messages; may be null.
+  // `positions`: told of every exchange, for messages; may be null. overlaps: see WatchedCommunicator.
   Mesh(const Layout& layout, Rendezvous& rendezvous, double timeout_s,
-       std::shared_ptr<Positions> positions = nullptr);
+       std::shared_ptr<Positions> positions = nullptr, bool overlaps = true);
   // Communicators from elsewhere, for tests among threads: `make` is called for each axis of more than one
   // rank, with the world ranks of this rank's group.
   using Make = std::function<std::unique_ptr<Communicator>(Axis axis, const std::vector<int>& ranks)>;
@@ -35,11 +36,14 @@ class Mesh {
 
   // Sent since the start, one line per axis and collective; empty when nothing was.
   std::string describe_traffic() const;
+  // How long this process has stood still for other ranks since the start (watched_communicator.h).
+  double waited_s() const;
 
  private:
   Layout layout_;
   int rank_;
   std::map<Axis, std::unique_ptr<Communicator>> communicators_;
+  std::vector<const WatchedCommunicator*> watched_;  // of those
 };
 
 }  // namespace moebius::parallel

@@ -105,8 +105,9 @@ Session::Session(const Environment& environment, const config::RunConfig& config
   parts_->lifeline = std::make_unique<Lifeline>(
       *parts_->rendezvous, [parts = parts_.get()](const std::string& text) { parts->on_death(text); });
   compare_configs(*parts_->rendezvous, config);
-  parts_->mesh = std::make_unique<Mesh>(layout, *parts_->rendezvous, config.parallel.timeout_s,
-                                        std::make_shared<Positions>(*parts_->rendezvous));
+  parts_->mesh =
+      std::make_unique<Mesh>(layout, *parts_->rendezvous, config.parallel.timeout_s,
+                             std::make_shared<Positions>(*parts_->rendezvous), config.parallel.overlap);
   if (environment.rank == 0) log_info(describe(layout));
 }
 

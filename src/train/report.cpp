@@ -173,6 +173,7 @@ void Report::step(const StepNumbers& numbers, double seconds, bool waited) {
   totals_.train_seconds += seconds;
   totals_.skipped_steps += numbers.skipped;
   step_seconds_.push_back(seconds);
+  waited_seconds_.push_back(numbers.waited_s);
   if (step_seconds_.size() == kWarmUpSteps + 1) recent_seconds_.clear();
   remember(recent_seconds_, seconds);
   remember(recent_violation_, numbers.max_violation());
@@ -212,6 +213,8 @@ void Report::step(const StepNumbers& numbers, double seconds, bool waited) {
   line["targets"] = totals_.targets;
   line["step_seconds"] = seconds;
   line["tokens_per_second"] = rate;
+  if (context_.num_ranks > 1 && context_.device.is_cpu())
+    line["exposed_communication_seconds"] = numbers.waited_s;
   if (numbers.skipped) line["skipped"] = true;
   if (memory.ok()) line["resident_bytes"] = memory->resident_bytes;
   if (context_.device.is_cuda()) {
@@ -269,8 +272,8 @@ void Report::finish() {
   if (jsonl_) jsonl_->sync();
 }
 
-double Report::median_step_seconds() const {
-  std::vector<double> sorted = step_seconds_;
+double Report::median_of_steps(const std::vector<double>& values) {
+  std::vector<double> sorted = values;
   if (sorted.size() > 2 * kWarmUpSteps) sorted.erase(sorted.begin(), sorted.begin() + kWarmUpSteps);
   if (sorted.empty()) return 0;
   std::nth_element(sorted.begin(), sorted.begin() + static_cast<int64_t>(sorted.size() / 2), sorted.end());
@@ -291,12 +294,14 @@ void Report::write_summary(const Ending& ending) {
   json["tokens_per_second"] = rate;
   json["targets_per_second"] =
       totals_.train_seconds > 0 ? static_cast<double>(totals_.targets) / totals_.train_seconds : 0;
-  const double median = median_step_seconds();
+  const double median = median_of_steps(step_seconds_);
   if (median > 0) {
     const double median_rate = static_cast<double>(last_.num_tokens) / median;
     json["median_step_seconds"] = median;
     json["median_tokens_per_second"] = median_rate;
     json["model_tflops"] = median_rate * context_.flops_per_token / 1e12;
+    if (context_.num_ranks > 1 && context_.device.is_cpu())
+      json["median_exposed_communication_seconds"] = median_of_steps(waited_seconds_);
     if (context_.peak_flops) json["mfu"] = median_rate * context_.flops_per_token / *context_.peak_flops;
   }
   json["peak_memory_bytes"] = peak_memory_bytes(context_.device);

@@ -76,7 +76,8 @@ class Report {
 
  private:
   void show(const StepNumbers& numbers);
-  double median_step_seconds() const;
+  // Without the first ones of the process.
+  static double median_of_steps(const std::vector<double>& values);
   // Judges the forecasts that fall due with these shares, and makes the next ones. Mean error per predictor,
   // in their order; empty when none is due.
   std::vector<double> forecast(const std::vector<moe::LayerLoad>& layers);
@@ -93,8 +94,9 @@ class Report {
   StepNumbers last_;
   std::optional<std::pair<int64_t, Evaluation>> evaluation_;
   bool evaluation_is_new_ = false;
-  std::vector<double> step_seconds_;   // of this process, the first ones left out
-  std::deque<double> recent_seconds_;  // for the speed shown
+  std::vector<double> step_seconds_;    // of this process, the first ones left out
+  std::vector<double> waited_seconds_;  // the same steps, for other ranks
+  std::deque<double> recent_seconds_;   // for the speed shown
   std::deque<double> recent_violation_;
   std::vector<std::vector<moe::ForecastScore>> forecasts_;  // per predictor, per layer
 };

@@ -284,6 +284,7 @@ PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batc
   pending.statistics_ = &statistics_;
   pending.num_micro_ = num_micro * num_ranks();
 
+  const double waited_before = mesh_ == nullptr ? 0 : mesh_->waited_s();
   Work work;
   work.num_micro = num_micro;
   work.scale = 1.0 / static_cast<double>(std::max<int64_t>(pending.known_.num_targets, 1));
@@ -299,6 +300,7 @@ PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batc
     };
     numbers = compute(work);
   }
+  if (mesh_ != nullptr) pending.known_.waited_s = mesh_->waited_s() - waited_before;
   if (numbers.is_cpu()) {
     pending.host_ = recorder_ ? numbers.clone() : numbers;
     mark(energy::Phase::kIdle);
@@ -344,6 +346,10 @@ std::string TrainStep::find_non_finite(std::vector<data::Batch>& micro_batches) 
     look(losses.mtp, "loss of multi-token prediction");
     if (is_done()) return found;
     loss.backward();
+  }
+  if (!found.empty()) {
+    optimizer_.release_gradients();
+    return found;
   }
   // Backward runs from the last layer to the first, so the last declared is the first that broke.
   auto& params = decoder_.params().params();

@@ -40,6 +40,7 @@ struct StepNumbers {
   double learning_rate = 0;
   bool skipped = false;  // loss or gradient was not finite: nothing was changed
   int64_t num_tokens = 0, num_targets = 0;
+  double waited_s = 0;  // this process stood still for other ranks (on a CPU; see WatchedCommunicator)
   std::vector<moe::LayerLoad> layers;
 
   double max_violation() const;  // of the worst layer; 0 without experts
