@@ -141,6 +141,27 @@ TEST_F(MultiprocTest, several_processes_train_as_one_does) {
   }
 }
 
+// Each rank sends 2 (n - 1) / n of the gradients in every step, and little else.
+TEST_F(MultiprocTest, a_step_sends_what_theory_says) {
+  const std::string config = write_tiny_config(folder, 20);
+  for (const int num : {2, 4}) {
+    SCOPED_TRACE(num);
+    const fs::path run = folder / concat("run-", num);
+    const Finished finished = run_program(train_arguments(
+        config, run,
+        {"--nproc", std::to_string(num), "--set", "checkpoint.every=0", "--set", "checkpoint.at_end=false"}));
+    ASSERT_EQ(finished.code, 0) << finished.errors;
+    const auto summary = nlohmann::json::parse(read_file(run / "summary.json"));
+    EXPECT_EQ(summary["processes"], num);
+    double bytes = 0;
+    for (const auto& [axis, collectives] : summary["sent"].items())
+      for (const auto& [collective, traffic] : collectives.items()) bytes += traffic["bytes"].get<double>();
+    const double theory = 20 * 4.0 * summary["parameters"].get<double>() * 2 * (num - 1) / num;
+    EXPECT_GE(bytes, theory) << summary["sent"].dump(1);
+    EXPECT_LE(bytes, theory * 1.02) << summary["sent"].dump(1);
+  }
+}
+
 TEST_F(MultiprocTest, a_run_goes_on_with_another_number_of_processes) {
   const std::string config = write_tiny_config(folder, 20);
   const fs::path straight = folder / "straight", changing = folder / "changing";

@@ -111,7 +111,6 @@ void refuse_missing(const config::ParallelConfig& p) {
   if (p.tp > 1 && p.expert_tp == 1) refuse("expert_tp", 1, "whole experts beside split attention", 0);
   if (p.pp > 1) refuse("pp", p.pp, "pipeline parallelism", 1);
   if (p.cp > 1) refuse("cp", p.cp, "context parallelism", 1);
-  if (p.zero_stage > 0) refuse("zero_stage", p.zero_stage, "splitting the optimizer's state", 0);
 }
 
 // What the model's sizes allow.

@@ -47,14 +47,12 @@ double Mesh::waited_s() const {
   return sum;
 }
 
-std::string Mesh::describe_traffic() const {
-  std::string text;
+std::map<std::string, std::map<std::string, Traffic>> Mesh::traffic() const {
+  std::map<std::string, std::map<std::string, Traffic>> sent;
   for (const auto& [axis, communicator] : communicators_)
     for (const auto& [collective, traffic] : communicator->traffic())
-      if (traffic.sent_bytes > 0)
-        text += concat(text.empty() ? "" : "\n", communicator->axis(), " ", collective, ": ", traffic.calls,
-                       " calls, ", traffic.sent_bytes, " bytes sent");
-  return text;
+      if (traffic.sent_bytes > 0) sent[communicator->axis()][collective] = traffic;
+  return sent;
 }
 
 }  // namespace moebius::parallel

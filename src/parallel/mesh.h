@@ -34,8 +34,8 @@ class Mesh {
   Communicator& world() const { return on(Axis::world); }
   Communicator& data() const { return on(Axis::data); }
 
-  // Sent since the start, one line per axis and collective; empty when nothing was.
-  std::string describe_traffic() const;
+  // What this rank has sent since the start, by axis and collective; axes that sent nothing are left out.
+  std::map<std::string, std::map<std::string, Traffic>> traffic() const;
   // How long this process has stood still for other ranks since the start (watched_communicator.h).
   double waited_s() const;
 

@@ -322,6 +322,9 @@ void Report::write_summary(const Ending& ending) {
   json["device"] = context_.device_name;
   json["threads"] = ending.num_threads;
   if (context_.num_ranks > 1) json["processes"] = context_.num_ranks;
+  for (const auto& [axis, collectives] : ending.sent)
+    for (const auto& [collective, traffic] : collectives)
+      json["sent"][axis][collective] = {{"calls", traffic.calls}, {"bytes", traffic.sent_bytes}};
   json["precision"] = context_.config.train.precision;
   write_file_atomic(context_.run_dir / "summary.json", json.dump(2) + "\n");
 }

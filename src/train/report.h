@@ -4,12 +4,14 @@
 #include <cstdint>
 #include <deque>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "config/train_config.h"
 #include "moe/balance/forecast_score.h"
+#include "parallel/communicator.h"
 #include "telemetry/jsonl.h"
 #include "telemetry/metrics.h"
 #include "telemetry/progress.h"
@@ -70,6 +72,7 @@ class Report {
     double wall_seconds = 0, data_wait_seconds = 0, checkpoint_stall_seconds = 0;
     int64_t parameters = 0, active_parameters = 0;
     int num_threads = 0;
+    std::map<std::string, std::map<std::string, parallel::Traffic>> sent;  // by axis and collective
   };
   // summary.json, written atomically.
   void write_summary(const Ending& ending);

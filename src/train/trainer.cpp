@@ -442,13 +442,15 @@ TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
     report_->energy().set_governor(concat(config_.energy.governor, ": ", governor_->description(), ", ",
                                           governor_->num_switches(), " changes of clock"));
   governor_.reset();  // clocks are the driver's again
-  report_->write_summary({.interrupted = result.interrupted,
-                          .wall_seconds = steady_seconds() - begin,
-                          .data_wait_seconds = loader.wait_seconds(),
-                          .checkpoint_stall_seconds = checkpoint_stall_seconds_,
-                          .parameters = model_->params().num_elements(),
-                          .active_parameters = active_linear_weights(config_.model),
-                          .num_threads = num_threads()});
+  report_->write_summary(
+      {.interrupted = result.interrupted,
+       .wall_seconds = steady_seconds() - begin,
+       .data_wait_seconds = loader.wait_seconds(),
+       .checkpoint_stall_seconds = checkpoint_stall_seconds_,
+       .parameters = model_->params().num_elements(),
+       .active_parameters = active_linear_weights(config_.model),
+       .num_threads = num_threads(),
+       .sent = options_.mesh == nullptr ? decltype(Report::Ending::sent)() : options_.mesh->traffic()});
   result.train_loss = report_->last().loss;
   result.validation_loss = report_->validation_loss();
   return result;
