@@ -30,7 +30,7 @@ void run_group(int size, const std::function<void(Communicator&)>& body, double 
   });
 }
 
-at::Tensor numbers(std::vector<double> values, at::ScalarType type = at::kFloat) {
+at::Tensor values_of(std::vector<double> values, at::ScalarType type = at::kFloat) {
   at::Tensor tensor = at::empty({static_cast<int64_t>(values.size())}, at::kDouble);
   std::copy(values.begin(), values.end(), tensor.mutable_data_ptr<double>());
   return tensor.to(type);
@@ -42,26 +42,26 @@ TEST(GlooCommunicatorTest, collectives_do_what_they_say_for_every_type) {
     for (const at::ScalarType type :
          {at::kFloat, at::kDouble, at::kLong, at::kInt, at::kBFloat16, at::kHalf}) {
       SCOPED_TRACE(c10::toString(type));
-      at::Tensor sum = numbers({rank, 1}, type);
+      at::Tensor sum = values_of({rank, 1}, type);
       comm.all_reduce(sum).wait();
-      EXPECT_TRUE(sum.equal(numbers({3, 3}, type)));
-      at::Tensor most = numbers({rank, -rank}, type);
+      EXPECT_TRUE(sum.equal(values_of({3, 3}, type)));
+      at::Tensor most = values_of({rank, -rank}, type);
       comm.all_reduce(most, ReduceOp::max).wait();
-      EXPECT_TRUE(most.equal(numbers({2, 0}, type)));
+      EXPECT_TRUE(most.equal(values_of({2, 0}, type)));
       at::Tensor gathered = at::empty({3, 2}, type);
-      comm.all_gather(gathered, numbers({rank, rank + 10}, type)).wait();
-      EXPECT_TRUE(gathered.view({-1}).equal(numbers({0, 10, 1, 11, 2, 12}, type)));
+      comm.all_gather(gathered, values_of({rank, rank + 10}, type)).wait();
+      EXPECT_TRUE(gathered.view({-1}).equal(values_of({0, 10, 1, 11, 2, 12}, type)));
       at::Tensor part = at::empty({2}, type);
       comm.reduce_scatter(part, at::arange(6, type) * static_cast<int64_t>(rank + 1)).wait();
-      EXPECT_TRUE(part.equal(numbers({12 * rank, 12 * rank + 6}, type)));
-      at::Tensor told = numbers({rank, rank}, type);
+      EXPECT_TRUE(part.equal(values_of({12 * rank, 12 * rank + 6}, type)));
+      at::Tensor told = values_of({rank, rank}, type);
       comm.broadcast(told, 1).wait();
-      EXPECT_TRUE(told.equal(numbers({1, 1}, type)));
-      Pending sent = comm.send(numbers({rank}, type), (comm.rank() + 1) % 3);
+      EXPECT_TRUE(told.equal(values_of({1, 1}, type)));
+      Pending sent = comm.send(values_of({rank}, type), (comm.rank() + 1) % 3);
       at::Tensor from_left = at::empty({1}, type);
       comm.receive(from_left, (comm.rank() + 2) % 3).wait();
       sent.wait();
-      EXPECT_TRUE(from_left.equal(numbers({static_cast<double>((comm.rank() + 2) % 3)}, type)));
+      EXPECT_TRUE(from_left.equal(values_of({static_cast<double>((comm.rank() + 2) % 3)}, type)));
     }
     comm.barrier();
   });
@@ -80,8 +80,8 @@ TEST(GlooCommunicatorTest, rows_reach_the_ranks_that_they_are_for) {
       }
     }
     at::Tensor out = at::empty({static_cast<int64_t>(expected.size()) / 2, 2}, at::kBFloat16);
-    comm.all_to_all(out, numbers(in, at::kBFloat16).view({-1, 2}), rows, rows).wait();
-    EXPECT_TRUE(out.view({-1}).equal(numbers(expected, at::kBFloat16)));
+    comm.all_to_all(out, values_of(in, at::kBFloat16).view({-1, 2}), rows, rows).wait();
+    EXPECT_TRUE(out.view({-1}).equal(values_of(expected, at::kBFloat16)));
     const int64_t to_others = comm.rank() == 0 ? 3 : comm.rank() == 1 ? 4 : 5;
     EXPECT_EQ(comm.traffic()["all_to_all"].sent_bytes, to_others * 4);
   });
@@ -126,7 +126,7 @@ TEST(GlooCommunicatorTest, sums_of_reduce_scatter_are_in_the_order_of_ranks) {
     const double big = 1 << 24, mine[] = {1, big, -big};
     at::Tensor part = at::empty({1}, at::kFloat);
     const double value = mine[comm.rank()];
-    comm.reduce_scatter(part, numbers({value, value, value})).wait();
+    comm.reduce_scatter(part, values_of({value, value, value})).wait();
     EXPECT_EQ(part.item<float>(), 0);
   });
 }
