@@ -83,10 +83,18 @@ class Int8Product {
     const auto tile_begin = [&](int64_t tile) { return part.row_begin + tile * count / num_tiles; };
     for (int64_t tile = 0; tile < num_tiles; ++tile)
       gather(tile_begin(tile), tile_begin(tile + 1), panels + tile * tile_bytes);
-    const int8_t* b = args_.b + (part.group * num_panels_ + part.panel_begin) * kInt8PanelCols * padded_k_;
-    for (int64_t p = part.panel_begin; p < part.panel_end; ++p, b += kInt8PanelCols * padded_k_)
-      for (int64_t tile = 0; tile < num_tiles; ++tile)
-        multiply(part.group, p, tile_begin(tile), tile_begin(tile + 1), panels + tile * tile_bytes, b);
+    const int64_t panel_bytes = kInt8PanelCols * padded_k_;
+    const int8_t* b = args_.b + (part.group * num_panels_ + part.panel_begin) * panel_bytes;
+    // The next panel comes from memory while the tiles of this one are computed, a part of it with each. Four
+    // words of B are eight lines.
+    const int64_t lines = ceil_div(8, num_tiles), bytes_of_tile = panel_bytes * lines / 8;
+    for (int64_t p = part.panel_begin; p < part.panel_end; ++p, b += panel_bytes)
+      for (int64_t tile = 0; tile < num_tiles; ++tile) {
+        const int64_t offset = tile * bytes_of_tile;
+        const bool more = p + 1 < part.panel_end && offset < panel_bytes;
+        multiply(part.group, p, tile_begin(tile), tile_begin(tile + 1), panels + tile * tile_bytes, b,
+                 b + panel_bytes + offset, more ? lines : 0);
+      }
   }
 
  private:
@@ -108,14 +116,15 @@ class Int8Product {
     }
   }
 
-  void multiply(int64_t group, int64_t panel, int64_t begin, int64_t end, const uint8_t* a,
-                const int8_t* b) const {
+  void multiply(int64_t group, int64_t panel, int64_t begin, int64_t end, const uint8_t* a, const int8_t* b,
+                const int8_t* next, int64_t next_lines) const {
     alignas(64) int32_t sums[kInt8MostRows * kInt8PanelCols];
     const int64_t digits = args_.digits, rows = (end - begin) * digits;
     if (num_stretches_ == 0) std::fill_n(sums, rows * kInt8PanelCols, 0);
     for (int64_t s = 0; s < num_stretches_; ++s)
       tiles_.tiles[rows]({a + s * tiles_.rows * kInt8RowStride, b + s * kInt8TileK * kInt8PanelCols,
-                          std::min(kInt8TileK, padded_k_ - s * kInt8TileK) / 4, sums, s > 0});
+                          std::min(kInt8TileK, padded_k_ - s * kInt8TileK) / 4, sums, s > 0,
+                          next + s * kInt8TileK * 8 * next_lines, next_lines});
     const int64_t col = panel * kInt8PanelCols, packed_col = group * num_panels_ * kInt8PanelCols + col;
     if (args_.sums != nullptr) return keep(sums, args_.b_offsets + packed_col, begin, rows, col);
     float row_scales[kInt8MostRows];

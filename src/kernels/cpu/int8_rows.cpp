@@ -122,39 +122,37 @@ void Int8Rows(const Int8RowsArgs& a, int64_t begin, int64_t end) {
 
 // ---- tiles
 
-struct Columns {
-  const Int8StoreArgs& t;
-
-  // Of row r, the sum over its digits.
-  HWY_INLINE Vf value(int64_t r, int64_t col) const {
-    Vf v = digit(r * t.digits, col);
-    for (int64_t i = 1; i < t.digits; ++i) v = hn::Add(v, digit(r * t.digits + i, col));
-    return hn::Mul(v, load(t.col_scales + col));
+// One vector of row r: the sum over its digits, scaled.
+HWY_INLINE Vf scaled(const Int8StoreArgs& t, int64_t r, int64_t col, hn::Vec<I32> offset, Vf col_scale) {
+  const I32 d;
+  Vf v = hn::Zero(F32());
+  for (int64_t row = r * t.digits; row < (r + 1) * t.digits; ++row) {
+    const auto sum = hn::Sub(hn::LoadU(d, t.sums + row * kTileCols + col), offset);
+    v = hn::MulAdd(hn::ConvertTo(F32(), sum), hn::Set(F32(), t.row_scales[row]), v);
   }
-
- private:
-  HWY_INLINE Vf digit(int64_t row, int64_t col) const {
-    const I32 d;
-    const auto sum = hn::Sub(hn::LoadU(d, t.sums + row * kTileCols + col), hn::LoadU(d, t.offsets + col));
-    return hn::Mul(hn::ConvertTo(F32(), sum), hn::Set(F32(), t.row_scales[row]));
-  }
-};
+  return hn::Mul(v, col_scale);
+}
 
 template <class T>
 void store_tile(const Int8StoreArgs& t) {
-  const Columns columns{t};
-  for (int64_t r = 0; r < t.num_rows; ++r) {
-    T* out = static_cast<T*>(t.out) + r * t.out_stride;
-    for (int64_t col = 0; col < t.cols; col += lanes()) {
-      const Part part(t.cols - col);
-      Vf v = columns.value(r, col);
-      if (t.swiglu) {
-        const Vf up = columns.value(r, kTileCols / 2 + col);
-        v = hn::Mul(hn::Mul(v, sigmoid(v)), up);
-      } else if (t.bias != nullptr) {
-        v = hn::Add(v, part.load(t.bias + col));
+  constexpr int64_t kUp = kTileCols / 2;
+  const I32 d;
+  for (int64_t col = 0; col < t.cols; col += lanes()) {
+    const Part part(t.cols - col);
+    const auto offset = hn::LoadU(d, t.offsets + col);
+    const Vf scale = load(t.col_scales + col);
+    T* out = static_cast<T*>(t.out) + col;
+    if (t.swiglu) {
+      const auto up_offset = hn::LoadU(d, t.offsets + kUp + col);
+      const Vf up_scale = load(t.col_scales + kUp + col);
+      for (int64_t r = 0; r < t.num_rows; ++r, out += t.out_stride) {
+        const Vf gate = scaled(t, r, col, offset, scale), up = scaled(t, r, kUp + col, up_offset, up_scale);
+        part.store(hn::Mul(hn::Mul(gate, sigmoid(gate)), up), out);
       }
-      part.store(v, out + col);
+    } else {
+      const Vf bias = t.bias == nullptr ? hn::Zero(F32()) : part.load(t.bias + col);
+      for (int64_t r = 0; r < t.num_rows; ++r, out += t.out_stride)
+        part.store(hn::Add(scaled(t, r, col, offset, scale), bias), out);
     }
   }
 }

@@ -18,6 +18,10 @@ struct Int8TileArgs {
   int64_t num_words;  // k / 4, a multiple of 4, at least 4
   int32_t* c;         // [row][32], aligned to 64
   bool add;           // to c
+  // What will be read next, to be fetched into the second-level cache meanwhile: this many lines for each
+  // four words. Tables may leave it undone, as those of few rows do, which fetch what follows b instead.
+  const int8_t* next;
+  int64_t next_lines;
 };
 
 using Int8TileFn = void (*)(const Int8TileArgs&);

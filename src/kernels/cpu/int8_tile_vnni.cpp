@@ -63,10 +63,13 @@ MOEBIUS_VNNI512_INLINE void tile512(const Int8TileArgs& t, std::index_sequence<r
   }
   const uint8_t* a = t.a;
   const int8_t* b = t.b;
+  const char* next = reinterpret_cast<const char*>(t.next);
   for (int64_t w = 0; w < t.num_words; w += 4, a += 16, b += 4 * kWordBytes) {
     if constexpr (kRows <= 7) {  // what so few rows wait for is B
       for (int line = 0; line < 8; ++line)
         _mm_prefetch(reinterpret_cast<const char*>(b) + 4096 + 64 * line, _MM_HINT_T0);
+    } else {
+      for (int64_t line = 0; line < t.next_lines; ++line, next += 64) _mm_prefetch(next, _MM_HINT_T1);
     }
     step(a, b, c0[0], c1[0], sequence);
     step(a + 4, b + kWordBytes, c0[1 % num_sums], c1[1 % num_sums], sequence);
