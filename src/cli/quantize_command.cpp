@@ -31,6 +31,17 @@ void print_table(const train::QuantiseResult& result) {
                 weight.peak_ratio);
 }
 
+void print_inputs(const train::QuantiseResult& result) {
+  std::printf("\nWhat the weights are multiplied with, over %lld tokens (loss %.4f):\n",
+              static_cast<long long>(result.calibration_tokens), result.calibration_loss);
+  std::printf("%-34s %10s %10s %9s %7s\n", "weight", "rows", "range", "error", "peak");
+  for (const train::QuantisedWeight& weight : result.weights)
+    if (weight.input_rows > 0)
+      std::printf("%-34s %10lld %10.4g %8.3f%% %7.1f\n", weight.name.c_str(),
+                  static_cast<long long>(weight.input_rows), weight.input_range, 100 * weight.input_error,
+                  weight.input_peak_ratio);
+}
+
 double ratio(int64_t a, int64_t b) {
   return b > 0 ? static_cast<double>(a) / static_cast<double>(b) : 0;
 }
@@ -47,6 +58,7 @@ void run_quantize(const QuantizeArguments& arguments) {
   const train::QuantiseResult result = train::quantise_run(options);
   if (live) std::fprintf(stderr, "\r\033[K");
   if (!arguments.quiet) print_table(result);
+  if (!arguments.quiet && result.calibration_tokens > 0) print_inputs(result);
   for (const std::string& name : result.left_float)
     std::printf("%s stays in floats: attention takes it apart for every token\n", name.c_str());
   std::printf("%s, step %lld: %zu weights of %s are now %s (%.3f of that); the model %s, was %s\n",
@@ -71,6 +83,10 @@ void add_quantize_command(CLI::App& app) {
       ->add_option("--scheme", arguments->options.scheme,
                    "int8-w8a8: weights and activations in 8 bits; int8-w8a16: activations in 16")
       ->capture_default_str();
+  command
+      ->add_option("--calibrate", arguments->options.calibration,
+                   "Text file or corpus (.idx) that the float model reads first, for a report of activations")
+      ->check(CLI::ExistingFile);
   command->add_option("--threads", arguments->threads, "CPU threads (default: all cores)")
       ->check(CLI::PositiveNumber);
   command->add_flag("--quiet", arguments->quiet, "Leave out the table of the weights");

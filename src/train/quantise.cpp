@@ -12,9 +12,12 @@
 #include "base/file.h"
 #include "ckpt/tensor_bytes.h"
 #include "ckpt/text.h"
+#include "data/prepare.h"
 #include "data/tokenizer.h"
 #include "quant/format.h"
 #include "quant/int8_product.h"
+#include "quant/watched_product.h"
+#include "train/evaluate.h"
 #include "train/model_files.h"
 #include "train/quantised_model.h"
 
@@ -23,6 +26,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr int64_t kLeastCalibrationTokens = 512, kMostCalibrationTokens = 32768;
 // Rows that are looked at together.
 constexpr int64_t kPieceElements = 1 << 22;
 
@@ -107,17 +111,61 @@ void write_report(const QuantiseResult& result, const fs::path& file) {
   json["weight_bytes_before"] = result.weight_bytes_before;
   json["weight_bytes_after"] = result.weight_bytes_after;
   json["left_float"] = result.left_float;
-  json["weights"] = nlohmann::json::array();
-  for (const QuantisedWeight& weight : result.weights)
-    json["weights"].push_back({{"name", weight.name},
-                               {"dims", weight.dims},
-                               {"range", weight.range},
-                               {"smallest_range", weight.smallest_range},
-                               {"clipped_share", weight.clipped_share},
-                               {"relative_error", weight.relative_error},
-                               {"outlier_share", weight.outlier_share},
-                               {"peak_ratio", weight.peak_ratio}});
+  if (result.calibration_tokens > 0) {
+    json["calibration_tokens"] = result.calibration_tokens;
+    json["calibration_loss"] = result.calibration_loss;
+  }
+  json["weights"] = nlohmann::ordered_json::array();
+  for (const QuantisedWeight& weight : result.weights) {
+    nlohmann::ordered_json& entry = json["weights"].emplace_back();
+    entry["name"] = weight.name;
+    entry["dims"] = weight.dims;
+    entry["range"] = weight.range;
+    entry["smallest_range"] = weight.smallest_range;
+    entry["clipped_share"] = weight.clipped_share;
+    entry["relative_error"] = weight.relative_error;
+    entry["outlier_share"] = weight.outlier_share;
+    entry["peak_ratio"] = weight.peak_ratio;
+    if (weight.input_rows == 0) continue;
+    entry["input_rows"] = weight.input_rows;
+    entry["input_range"] = weight.input_range;
+    entry["input_peak_ratio"] = weight.input_peak_ratio;
+    entry["input_error"] = weight.input_error;
+  }
   write_file_atomic(file, json.dump(2) + "\n");
+}
+
+// The float model reads the calibration text; what its weights were multiplied with, by name.
+std::map<std::string, quant::InputStatistics> calibrate(const QuantiseOptions& options,
+                                                        QuantiseResult& result) {
+  const LoadedModel loaded = load_model(options.from, at::kCPU);
+  if (!loaded.tokenizer)
+    throw_user_error(
+        "--calibrate: ", options.from.string(),
+        " was trained on synthetic tokens and has no tokenizer to read a text with; leave it out");
+  std::map<std::string, std::shared_ptr<const quant::WatchedProduct>> watched;
+  for (nn::Param& param : loaded.decoder->params().params()) {
+    if (!is_quantisable(param.spec)) continue;
+    auto product = std::make_shared<const quant::WatchedProduct>(param.spec.name);
+    watched[param.spec.name] = product;
+    param.product = product;
+  }
+  constexpr int64_t kBatch = 4;
+  const int64_t sequence = loaded.config.train.sequence;
+  data::ValidationSet set(data::open_for_evaluation(options.calibration, loaded.tokenizer,
+                                                    loaded.run_dir().parent_path() / "corpora"),
+                          loaded.tokenizer, loaded.config.model.vocab, sequence, kBatch);
+  const Evaluation evaluation =
+      evaluate(*loaded.decoder, set, std::max<int64_t>(1, kMostCalibrationTokens / (kBatch * sequence)));
+  if (evaluation.num_targets < kLeastCalibrationTokens)
+    throw_user_error("--calibrate: ", options.calibration.string(), " has ", evaluation.num_targets,
+                     " tokens to predict, too few for ranges that mean something; at least ",
+                     kLeastCalibrationTokens, " are needed: name a longer text");
+  result.calibration_tokens = evaluation.num_targets;
+  result.calibration_loss = evaluation.loss;
+  std::map<std::string, quant::InputStatistics> statistics;
+  for (const auto& [name, product] : watched) statistics[name] = product->statistics();
+  return statistics;
 }
 
 // Tokenizer and what came with an imported model: the new run needs nothing of the old one.
@@ -143,6 +191,8 @@ QuantiseResult quantise_run(const QuantiseOptions& options) {
   result.scheme = quant::name_of(scheme);
   const ckpt::Checkpoint checkpoint = ckpt::open_run_or_checkpoint(options.from);
   refuse_quantised(checkpoint, "is quantised already", "quantise the float checkpoint that it was made from");
+  std::map<std::string, quant::InputStatistics> inputs;
+  if (!options.calibration.empty()) inputs = calibrate(options, result);
   const LoadedModel loaded = map_model(options.from);
   result.step = loaded.step;
 
@@ -166,6 +216,12 @@ QuantiseResult quantise_run(const QuantiseOptions& options) {
     report.name = param.spec.name;
     report.dims = param.spec.dims;
     const at::Tensor scales = measure(param, report);
+    if (const auto at = inputs.find(report.name); at != inputs.end()) {
+      report.input_rows = at->second.num_rows;
+      report.input_range = at->second.range;
+      report.input_peak_ratio = at->second.peak_ratio;
+      report.input_error = at->second.relative_error();
+    }
     tensors.push_back(pending_codes(param, scales));
     std::vector<int64_t> dims = param.spec.dims;
     dims.pop_back();

@@ -13,6 +13,10 @@ namespace moebius::train {
 struct QuantiseOptions {
   std::filesystem::path from, to;  // run folder or checkpoint; run folder to make
   std::string scheme = "int8-w8a8";
+  // A text or corpus; where given, the float model reads up to 32,768 tokens of it first, and the report says
+  // what each weight is multiplied with. Ranges of activations are each row's own when the model runs: the
+  // text decides nothing about the result.
+  std::filesystem::path calibration = {};
   std::function<void(const std::string& name, int64_t index, int64_t count)> progress = {};
 };
 
@@ -27,6 +31,10 @@ struct QuantisedWeight {
   // Values more than six standard deviations (of the weight) from 0, as a share; and the largest ratio of a
   // channel's range to its root mean square: 3 to 5 for normal numbers, more where few values set the scale.
   double outlier_share = 0, peak_ratio = 0;
+  // With a calibration text, of the rows that the weight was multiplied with (0: not looked at).
+  int64_t input_rows = 0;
+  double input_range = 0, input_peak_ratio = 0;
+  double input_error = 0;  // relative error by rounding each row to 8 bits
 };
 
 struct QuantiseResult {
@@ -37,12 +45,15 @@ struct QuantiseResult {
   // Of the model's tensors: as they were, as they are; and of the quantised weights alone.
   int64_t bytes_before = 0, bytes_after = 0;
   int64_t weight_bytes_before = 0, weight_bytes_after = 0;
+  int64_t calibration_tokens = 0;
+  double calibration_loss = 0;  // of the float model, nats per token
 };
 
 // Weights are read from the source's memory maps one at a time, and written row by row: host memory is that
 // of one weight's channel ranges and of what the system keeps of the files. The run folder appears when it is
 // complete; quantisation.json in it holds the result. UserError for an unknown scheme, a checkpoint that is
-// quantised already, and a weight with values that are not finite (named).
+// quantised already, a weight with values or with an input on the calibration text that are not finite
+// (named), and a calibration text of fewer than 512 tokens.
 QuantiseResult quantise_run(const QuantiseOptions& options);
 
 }  // namespace moebius::train
