@@ -136,8 +136,8 @@ void write_report(const QuantiseResult& result, const fs::path& file) {
 }
 
 // The float model reads the calibration text; what its weights were multiplied with, by name.
-std::map<std::string, quant::InputStatistics> calibrate(const QuantiseOptions& options,
-                                                        QuantiseResult& result) {
+std::map<std::string, quant::InputStatistics> watch_inputs(const QuantiseOptions& options,
+                                                           QuantiseResult& result) {
   const LoadedModel loaded = load_model(options.from, at::kCPU);
   if (!loaded.tokenizer)
     throw_user_error(
@@ -192,7 +192,7 @@ QuantiseResult quantise_run(const QuantiseOptions& options) {
   const ckpt::Checkpoint checkpoint = ckpt::open_run_or_checkpoint(options.from);
   refuse_quantised(checkpoint, "is quantised already", "quantise the float checkpoint that it was made from");
   std::map<std::string, quant::InputStatistics> inputs;
-  if (!options.calibration.empty()) inputs = calibrate(options, result);
+  if (!options.calibration.empty()) inputs = watch_inputs(options, result);
   const LoadedModel loaded = map_model(options.from);
   result.step = loaded.step;
 
