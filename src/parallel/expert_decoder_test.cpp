@@ -57,7 +57,7 @@ nn::TokenBatch batch_of(int rank) {
   return batch;
 }
 
-class Choices final : public nn::RoutingObserver {
+class SeenChoices final : public nn::RoutingObserver {
  public:
   void observe(int64_t, const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t) override {}
   void decided(int64_t, const at::Tensor&, const at::Tensor& experts_TK, const at::Tensor&) override {
@@ -77,20 +77,20 @@ struct Outcome {
 Outcome outcome_of(nn::Decoder& decoder, const std::vector<int>& ranks, int num_ranks,
                    nn::Recompute recompute) {
   Outcome outcome;
-  Choices choices;
+  SeenChoices seen;
   nn::ForwardOptions options;
   options.recompute = recompute;
   options.with_losses = true;
   for (const int rank : ranks) {
     const nn::TokenBatch batch = batch_of(rank);
-    options.observer = &choices;
+    options.observer = &seen;
     const nn::DecoderOutput output = decoder.forward(batch, options);
     const at::Tensor loss =
         decoder.loss(output.hidden_TD, batch.targets_T, 0.02) + output.balance_loss / num_ranks;
     loss.backward();
     outcome.loss += loss.item<double>();
   }
-  outcome.choices = choices.all;
+  outcome.choices = seen.all;
   for (const nn::Param& param : decoder.params().params())
     if (!param.spec.is_buffer) outcome.grads[param.spec.name] = param.value.grad();
   return outcome;

@@ -25,7 +25,7 @@ enum class Load : uint8_t {
   one_rank,       // all tokens go to the last rank
 };
 
-struct Layout {
+struct SpreadCase {
   std::string name;
   std::vector<int64_t> tokens;  // of each rank
   int64_t experts = 8, top_k = 2;
@@ -52,36 +52,35 @@ struct Problem {
   moe::ExpertWeights experts;
 };
 
-ops::Routing draw_routing(const Layout& layout, int64_t num_tokens) {
-  at::Tensor logits = at::randn({num_tokens, layout.experts});
-  const int64_t local = layout.num_local();
-  if (layout.load == Load::first_expert) logits.narrow(1, 0, 1).add_(50);
-  if (layout.load == Load::no_first_rank) logits.narrow(1, 0, local).sub_(50);
-  if (layout.load == Load::one_rank) logits.narrow(1, layout.experts - local, local).add_(50);
+ops::Routing draw_routing(const SpreadCase& setup, int64_t num_tokens) {
+  at::Tensor logits = at::randn({num_tokens, setup.experts});
+  const int64_t local = setup.num_local();
+  if (setup.load == Load::first_expert) logits.narrow(1, 0, 1).add_(50);
+  if (setup.load == Load::no_first_rank) logits.narrow(1, 0, local).sub_(50);
+  if (setup.load == Load::one_rank) logits.narrow(1, setup.experts - local, local).add_(50);
   ops::RouteOptions options;
-  options.top_k = layout.top_k;
-  options.capacity = layout.capacity;
+  options.top_k = setup.top_k;
+  options.capacity = setup.capacity;
   ops::Routing routing = ops::route(logits, {}, {}, 1, options);
-  routing.weights_TK = at::rand({num_tokens, layout.top_k}) + 0.1;
+  routing.weights_TK = at::rand({num_tokens, setup.top_k}) + 0.1;
   return routing;
 }
 
-Problem make_problem(const Layout& layout) {
+Problem make_problem(const SpreadCase& setup) {
   at::manual_seed(11);
   Problem problem;
   const auto draw = [&](at::IntArrayRef sizes, double scale) {
-    return (at::randn(sizes) * scale).to(layout.dtype);
+    return (at::randn(sizes) * scale).to(setup.dtype);
   };
-  for (const int64_t count : layout.tokens)
-    problem.ranks.push_back(
-        {draw({count, kWidth}, 1), draw({count, kWidth}, 1), draw_routing(layout, count)});
+  for (const int64_t count : setup.tokens)
+    problem.ranks.push_back({draw({count, kWidth}, 1), draw({count, kWidth}, 1), draw_routing(setup, count)});
   moe::ExpertWeights& experts = problem.experts;
-  experts.gate_up_E2FD = draw({layout.experts, 2 * kHidden, kWidth}, 1 / std::sqrt(kWidth));
-  experts.down_EDF = draw({layout.experts, kWidth, kHidden}, 1 / std::sqrt(kHidden));
-  experts.form.clamped = layout.clamped;
-  if (layout.biased) {
-    experts.form.gate_up_bias_E2F = draw({layout.experts, 2 * kHidden}, 1);
-    experts.form.down_bias_ED = draw({layout.experts, kWidth}, 1);
+  experts.gate_up_E2FD = draw({setup.experts, 2 * kHidden, kWidth}, 1 / std::sqrt(kWidth));
+  experts.down_EDF = draw({setup.experts, kWidth, kHidden}, 1 / std::sqrt(kHidden));
+  experts.form.clamped = setup.clamped;
+  if (setup.biased) {
+    experts.form.gate_up_bias_E2F = draw({setup.experts, 2 * kHidden}, 1);
+    experts.form.down_bias_ED = draw({setup.experts, kWidth}, 1);
   }
   return problem;
 }
@@ -120,35 +119,35 @@ std::vector<at::Tensor> run(const moe::TokenDispatcher& dispatcher, const RankIn
 
 using Results = std::vector<std::vector<at::Tensor>>;  // by rank
 
-Results run_spread(const Layout& layout, const Problem& problem) {
-  Results results(layout.tokens.size());
-  ThreadGroup group(layout.num_ranks(), "ep");
+Results run_spread(const SpreadCase& setup, const Problem& problem) {
+  Results results(setup.tokens.size());
+  ThreadGroup group(setup.num_ranks(), "ep");
   group.run([&](Communicator& comm) {
-    const ExpertDispatcher dispatcher(comm, layout.experts, layout.chunks);
+    const ExpertDispatcher dispatcher(comm, setup.experts, setup.chunks);
     const auto rank = static_cast<size_t>(comm.rank());
     results[rank] =
         run(dispatcher, problem.ranks[rank],
-            part_of(problem.experts, comm.rank() * layout.num_local(), layout.num_local()), layout.recompute);
+            part_of(problem.experts, comm.rank() * setup.num_local(), setup.num_local()), setup.recompute);
   });
   return results;
 }
 
 // What every rank gets with all experts of its own; gradients of experts summed over the ranks.
-Results run_together(const Layout& layout, const Problem& problem) {
+Results run_together(const SpreadCase& setup, const Problem& problem) {
   Results results;
   for (const RankInputs& rank : problem.ranks)
     results.push_back(
-        run(moe::LocalDispatcher(), rank, part_of(problem.experts, 0, layout.experts), layout.recompute));
+        run(moe::LocalDispatcher(), rank, part_of(problem.experts, 0, setup.experts), setup.recompute));
   for (size_t i = kFirstOfExperts; i < results[0].size(); ++i) {
     at::Tensor sum = at::zeros_like(results[0][i], at::kFloat);
     for (const auto& rank : results) sum += rank[i];
-    for (int rank = 0; rank < layout.num_ranks(); ++rank)
-      results[static_cast<size_t>(rank)][i] = sum.narrow(0, rank * layout.num_local(), layout.num_local());
+    for (int rank = 0; rank < setup.num_ranks(); ++rank)
+      results[static_cast<size_t>(rank)][i] = sum.narrow(0, rank * setup.num_local(), setup.num_local());
   }
   return results;
 }
 
-void expect_near(const Results& have, const Results& want, at::ScalarType dtype) {
+void expect_close_results(const Results& have, const Results& want, at::ScalarType dtype) {
   for (size_t rank = 0; rank < have.size(); ++rank) {
     ASSERT_EQ(have[rank].size(), want[rank].size());
     for (size_t i = 0; i < have[rank].size(); ++i) {
@@ -161,8 +160,8 @@ void expect_near(const Results& have, const Results& want, at::ScalarType dtype)
   }
 }
 
-const std::vector<Layout>& layouts() {
-  static const std::vector<Layout> all{
+const std::vector<SpreadCase>& spread_cases() {
+  static const std::vector<SpreadCase> all{
       {.name = "two_ranks", .tokens = {30, 30}},
       {.name = "one_rank", .tokens = {30}},
       {.name = "four_ranks_uneven", .tokens = {17, 1, 40, 23}, .experts = 12, .top_k = 3},
@@ -186,18 +185,18 @@ const std::vector<Layout>& layouts() {
   return all;
 }
 
-class SpreadExperts : public testing::TestWithParam<Layout> {};
+class SpreadExperts : public testing::TestWithParam<SpreadCase> {};
 
 TEST_P(SpreadExperts, compute_what_those_of_one_process_do) {
   const Problem problem = make_problem(GetParam());
-  expect_near(run_spread(GetParam(), problem), run_together(GetParam(), problem), GetParam().dtype);
+  expect_close_results(run_spread(GetParam(), problem), run_together(GetParam(), problem), GetParam().dtype);
 }
 
-INSTANTIATE_TEST_SUITE_P(Layouts, SpreadExperts, testing::ValuesIn(layouts()),
+INSTANTIATE_TEST_SUITE_P(Cases, SpreadExperts, testing::ValuesIn(spread_cases()),
                          [](const auto& info) { return info.param.name; });
 
 // All tokens after each other, and all experts, in one process.
-std::vector<at::Tensor> run_concatenated(const Layout& layout, const Problem& problem) {
+std::vector<at::Tensor> run_concatenated(const SpreadCase& setup, const Problem& problem) {
   std::vector<at::Tensor> x, grad_y, weights, experts;
   for (const RankInputs& rank : problem.ranks) {
     x.push_back(rank.x_TD);
@@ -208,11 +207,11 @@ std::vector<at::Tensor> run_concatenated(const Layout& layout, const Problem& pr
   RankInputs all{at::cat(x), at::cat(grad_y), {}};
   all.routing.weights_TK = at::cat(weights);
   all.routing.experts_TK = at::cat(experts);
-  const ops::SlotOrder sorted = ops::sort_by_expert(all.routing.experts_TK, layout.experts);
+  const ops::SlotOrder sorted = ops::sort_by_expert(all.routing.experts_TK, setup.experts);
   all.routing.order_R = sorted.order_R;
   all.routing.inverse_R = sorted.inverse_R;
   all.routing.offsets_E1 = sorted.offsets_E1;
-  return run(moe::LocalDispatcher(), all, part_of(problem.experts, 0, layout.experts), false);
+  return run(moe::LocalDispatcher(), all, part_of(problem.experts, 0, setup.experts), false);
 }
 
 void expect_same_parts(const Results& spread, const std::vector<at::Tensor>& whole, size_t i, int64_t each) {
@@ -226,30 +225,30 @@ void expect_same_parts(const Results& spread, const std::vector<at::Tensor>& who
 
 TEST(ExpertDispatcher, changes_no_bit_where_every_token_stays_within_a_rank) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
-    const Layout layout{.name = "", .tokens = {40, 21, 33, 50}, .experts = 8, .top_k = 1, .dtype = dtype};
-    const Problem problem = make_problem(layout);
-    const Results spread = run_spread(layout, problem);
-    const std::vector<at::Tensor> whole = run_concatenated(layout, problem);
+    const SpreadCase setup{.name = "", .tokens = {40, 21, 33, 50}, .experts = 8, .top_k = 1, .dtype = dtype};
+    const Problem problem = make_problem(setup);
+    const Results spread = run_spread(setup, problem);
+    const std::vector<at::Tensor> whole = run_concatenated(setup, problem);
     for (const size_t i : {0, 1, 2}) expect_same_parts(spread, whole, i, 0);
-    for (const size_t i : {3, 4}) expect_same_parts(spread, whole, i, layout.num_local());
+    for (const size_t i : {3, 4}) expect_same_parts(spread, whole, i, setup.num_local());
   }
 }
 
 TEST(ExpertDispatcher, sums_gradients_of_experts_in_the_order_of_one_process) {
-  const Layout layout{.name = "", .tokens = {40, 21, 33, 50}, .experts = 8, .top_k = 4};
-  const Problem problem = make_problem(layout);
-  const Results spread = run_spread(layout, problem);
-  const std::vector<at::Tensor> whole = run_concatenated(layout, problem);
+  const SpreadCase setup{.name = "", .tokens = {40, 21, 33, 50}, .experts = 8, .top_k = 4};
+  const Problem problem = make_problem(setup);
+  const Results spread = run_spread(setup, problem);
+  const std::vector<at::Tensor> whole = run_concatenated(setup, problem);
   expect_same_parts(spread, whole, 2, 0);
-  for (const size_t i : {3, 4}) expect_same_parts(spread, whole, i, layout.num_local());
+  for (const size_t i : {3, 4}) expect_same_parts(spread, whole, i, setup.num_local());
 }
 
 TEST(ExpertDispatcher, walks_a_retained_graph_twice_with_the_same_result) {
-  const Layout layout{.name = "", .tokens = {20, 30}, .top_k = 3, .chunks = 2};
-  const Problem problem = make_problem(layout);
+  const SpreadCase setup{.name = "", .tokens = {20, 30}, .top_k = 3, .chunks = 2};
+  const Problem problem = make_problem(setup);
   ThreadGroup group(2, "ep");
   group.run([&](Communicator& comm) {
-    const ExpertDispatcher dispatcher(comm, layout.experts, layout.chunks);
+    const ExpertDispatcher dispatcher(comm, setup.experts, setup.chunks);
     const RankInputs& rank = problem.ranks[static_cast<size_t>(comm.rank())];
     const moe::ExpertWeights experts = part_of(problem.experts, comm.rank() * 4, 4);
     const at::Tensor x_TD = rank.x_TD.clone().requires_grad_(true);
@@ -263,13 +262,13 @@ TEST(ExpertDispatcher, walks_a_retained_graph_twice_with_the_same_result) {
 }
 
 TEST(ExpertDispatcher, needs_no_graph) {
-  const Layout layout{.name = "", .tokens = {20, 30}, .top_k = 3, .chunks = 2};
-  const Problem problem = make_problem(layout);
-  const Results with = run_spread(layout, problem);
+  const SpreadCase setup{.name = "", .tokens = {20, 30}, .top_k = 3, .chunks = 2};
+  const Problem problem = make_problem(setup);
+  const Results with = run_spread(setup, problem);
   ThreadGroup group(2, "ep");
   group.run([&](Communicator& comm) {
     const at::NoGradGuard no_grad;
-    const ExpertDispatcher dispatcher(comm, layout.experts, layout.chunks);
+    const ExpertDispatcher dispatcher(comm, setup.experts, setup.chunks);
     const auto rank = static_cast<size_t>(comm.rank());
     const at::Tensor y_TD = dispatcher.apply(problem.ranks[rank].x_TD, problem.ranks[rank].routing,
                                              part_of(problem.experts, comm.rank() * 4, 4), false, [] {});
@@ -282,20 +281,21 @@ TEST(ExpertDispatcher, needs_no_graph) {
 TEST(ExpertDispatcher, sends_what_theory_says) {
   const int n = 4;
   const int64_t tokens = 32, top_k = 4, chunks = 2;
-  const Layout layout{.name = "", .tokens = {tokens, tokens, tokens, tokens}, .experts = 8, .top_k = top_k};
-  Problem problem = make_problem(layout);
+  const SpreadCase setup{
+      .name = "", .tokens = {tokens, tokens, tokens, tokens}, .experts = 8, .top_k = top_k};
+  Problem problem = make_problem(setup);
   for (RankInputs& rank : problem.ranks) {
     rank.routing.experts_TK =
         (at::arange(top_k, at::kInt) * 2 + at::arange(tokens, at::kInt).remainder(2).unsqueeze(1))
             .contiguous();
-    const ops::SlotOrder sorted = ops::sort_by_expert(rank.routing.experts_TK, layout.experts);
+    const ops::SlotOrder sorted = ops::sort_by_expert(rank.routing.experts_TK, setup.experts);
     rank.routing.order_R = sorted.order_R;
     rank.routing.inverse_R = sorted.inverse_R;
     rank.routing.offsets_E1 = sorted.offsets_E1;
   }
   ThreadGroup group(n, "ep");
   group.run([&](Communicator& comm) {
-    const ExpertDispatcher dispatcher(comm, layout.experts, chunks);
+    const ExpertDispatcher dispatcher(comm, setup.experts, chunks);
     run(dispatcher, problem.ranks[static_cast<size_t>(comm.rank())],
         part_of(problem.experts, comm.rank() * 2, 2), false);
     const int64_t slots = tokens * top_k * (n - 1) / n;
@@ -311,11 +311,11 @@ TEST(ExpertDispatcher, sends_what_theory_says) {
 }
 
 TEST(ExpertDispatcher, sends_a_row_once_to_a_rank) {
-  const Layout layout{.name = "", .tokens = {50, 50}, .experts = 8, .top_k = 8};
-  const Problem problem = make_problem(layout);
+  const SpreadCase setup{.name = "", .tokens = {50, 50}, .experts = 8, .top_k = 8};
+  const Problem problem = make_problem(setup);
   ThreadGroup group(2, "ep");
   group.run([&](Communicator& comm) {
-    const ExpertDispatcher dispatcher(comm, layout.experts, 1);
+    const ExpertDispatcher dispatcher(comm, setup.experts, 1);
     run(dispatcher, problem.ranks[static_cast<size_t>(comm.rank())],
         part_of(problem.experts, comm.rank() * 4, 4), false);
     EXPECT_EQ(dispatcher.traffic().rows, 50);
@@ -324,11 +324,11 @@ TEST(ExpertDispatcher, sends_a_row_once_to_a_rank) {
 }
 
 TEST(ExpertDispatcher, has_the_first_chunk_under_way_while_the_shared_experts_compute) {
-  const Layout layout{.name = "", .tokens = {20, 30}, .chunks = 3};
-  const Problem problem = make_problem(layout);
+  const SpreadCase setup{.name = "", .tokens = {20, 30}, .chunks = 3};
+  const Problem problem = make_problem(setup);
   ThreadGroup group(2, "ep");
   group.run([&](Communicator& comm) {
-    const ExpertDispatcher dispatcher(comm, layout.experts, layout.chunks);
+    const ExpertDispatcher dispatcher(comm, setup.experts, setup.chunks);
     const at::NoGradGuard no_grad;
     int64_t before = 0;
     const auto rank = static_cast<size_t>(comm.rank());
@@ -342,12 +342,12 @@ TEST(ExpertDispatcher, has_the_first_chunk_under_way_while_the_shared_experts_co
 }
 
 TEST(ExpertDispatcher, a_rank_that_fails_releases_the_others) {
-  const Layout layout{.name = "", .tokens = {20, 30}};
-  const Problem problem = make_problem(layout);
+  const SpreadCase setup{.name = "", .tokens = {20, 30}};
+  const Problem problem = make_problem(setup);
   ThreadGroup group(2, "ep");
   std::string seen;
   EXPECT_THROW(group.run([&](Communicator& comm) {
-    const ExpertDispatcher dispatcher(comm, layout.experts, 1);
+    const ExpertDispatcher dispatcher(comm, setup.experts, 1);
     const auto rank = static_cast<size_t>(comm.rank());
     const at::Tensor x_TD = problem.ranks[rank].x_TD.clone().requires_grad_(true);
     const at::Tensor y_TD = dispatcher.apply(x_TD, problem.ranks[rank].routing,
