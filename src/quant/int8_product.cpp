@@ -26,8 +26,8 @@ at::Tensor as_fp32(const at::Tensor& bias) {
 }
 
 // gate_up_R2F fp32.
-at::Tensor activated(const at::Tensor& gate_up_R2F, const ops::ExpertForm& form,
-                     const ops::Routing& routing) {
+at::Tensor activation_of(const at::Tensor& gate_up_R2F, const ops::ExpertForm& form,
+                         const ops::Routing& routing) {
   if (!form.clamped) return ops::activate_rows(gate_up_R2F, routing);
   const at::Tensor pairs = gate_up_R2F.unflatten(1, {-1, 2});
   const at::Tensor gate = pairs.select(2, 0).clamp_max(form.limit);
@@ -78,7 +78,7 @@ at::Tensor Int8Product::expert_ffn(const at::Tensor& x_TD, const ops::Routing& r
   const at::Tensor gate_up_R2F = ops::int8_grouped_mm(x_TD, routing.order_R, routing.weights_TK.size(1),
                                                       weight_, as_fp32(experts.form.gate_up_bias_E2F),
                                                       routing.offsets_E1, at::kFloat, activations_);
-  const at::Tensor y_RD = ops::int8_grouped_mm(activated(gate_up_R2F, experts.form, routing), {}, 1,
+  const at::Tensor y_RD = ops::int8_grouped_mm(activation_of(gate_up_R2F, experts.form, routing), {}, 1,
                                                down.weight_, as_fp32(experts.form.down_bias_ED),
                                                routing.offsets_E1, x_TD.scalar_type(), down.activations_);
   return ops::combine_rows(y_RD, routing.weights_TK.detach().contiguous(), routing);

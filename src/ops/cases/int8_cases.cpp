@@ -36,13 +36,13 @@ at::Tensor random_scales(at::IntArrayRef sizes, int64_t k) {
   return (at::rand(sizes, at::kDouble) + 0.5) / (70 * std::sqrt(static_cast<double>(k)));
 }
 
-struct LinearRow {
+struct Int8LinearRow {
   int64_t rows, n, k;
   Size size = Size::small;
   bool one_scale = false, bias = false;
 };
 
-Example linear_example(const LinearRow& row) {
+Example int8_linear_example(const Int8LinearRow& row) {
   std::vector<Input> inputs{
       {"x", at::randn({row.rows, row.k}, at::kDouble), InputKind::typed_constant},
       {"codes", random_codes({row.n, row.k}), InputKind::index},
@@ -63,7 +63,7 @@ Example linear_example(const LinearRow& row) {
           }};
 }
 
-struct ExpertRow {
+struct Int8ExpertRow {
   std::string name;
   int64_t tokens, experts, top_k, width, hidden;
   int64_t capacity = -1;
@@ -71,7 +71,7 @@ struct ExpertRow {
 };
 
 // in: x, gate_up codes, scales, down codes, scales, weights, experts, order, inverse, offsets.
-Routing routing_of(const Tensors& in) {
+Routing int8_routing(const Tensors& in) {
   Routing routing;
   routing.weights_TK = in[5];
   routing.experts_TK = in[6];
@@ -81,7 +81,7 @@ Routing routing_of(const Tensors& in) {
   return routing;
 }
 
-at::Tensor plain_experts(const Tensors& in) {
+at::Tensor plain_int8_experts(const Tensors& in) {
   const PlainCodes x = plain_codes(in[0]);
   const at::Tensor &weights = in[5], &offsets = in[9];
   const at::Tensor slots = in[7].to(at::kLong);
@@ -102,7 +102,7 @@ at::Tensor plain_experts(const Tensors& in) {
   return at::zeros_like(in[0]).index_add(0, tokens.narrow(0, 0, rows.size(0)), rows * scale.unsqueeze(1));
 }
 
-Example expert_example(const ExpertRow& row) {
+Example int8_expert_example(const Int8ExpertRow& row) {
   const at::Tensor experts =
       std::get<1>(at::topk(at::rand({row.tokens, row.experts}), row.top_k)).to(at::kInt);
   const PlainOrder sorted = plain_order(experts, row.experts, row.capacity);
@@ -122,28 +122,28 @@ Example expert_example(const ExpertRow& row) {
           [packed](const Tensors& in) {
             if (packed->first.n == 0)
               *packed = {pack_int8(in[1], in[2], /*gate_up=*/true), pack_int8(in[3], in[4])};
-            return Outputs{{"y", int8_expert_ffn(in[0], packed->first, packed->second, routing_of(in),
+            return Outputs{{"y", int8_expert_ffn(in[0], packed->first, packed->second, int8_routing(in),
                                                  Int8Activations::one_digit)}};
           },
           [](const Tensors& in) {
-            return Outputs{{"y", plain_experts(in)}};
+            return Outputs{{"y", plain_int8_experts(in)}};
           }};
 }
 
 }  // namespace
 
 void add_int8_cases(CaseList& cases) {
-  for (const LinearRow row : {LinearRow{1, 1, 1},
-                              {1, 33, 70},
-                              {51, 5, 3},
-                              {129, 72, 40, Size::small, true},
-                              {16, 100, 257, Size::small, false, true},
-                              {0, 16, 8},
-                              {1024, 1024, 1024, Size::bench},
-                              {256, 1408, 2048, Size::bench},
-                              {16, 4096, 4096, Size::bench},
-                              {4, 4096, 4096, Size::bench},
-                              {1, 4096, 4096, Size::bench}}) {
+  for (const Int8LinearRow row : {Int8LinearRow{1, 1, 1},
+                                  {1, 33, 70},
+                                  {51, 5, 3},
+                                  {129, 72, 40, Size::small, true},
+                                  {16, 100, 257, Size::small, false, true},
+                                  {0, 16, 8},
+                                  {1024, 1024, 1024, Size::bench},
+                                  {256, 1408, 2048, Size::bench},
+                                  {16, 4096, 4096, Size::bench},
+                                  {4, 4096, 4096, Size::bench},
+                                  {1, 4096, 4096, Size::bench}}) {
     cases.push_back({.name = concat("int8_linear/r", row.rows, "_n", row.n, "_k", row.k,
                                     row.one_scale ? "_one_scale" : "", row.bias ? "_bias" : ""),
                      .op_class = OpClass::product,
@@ -151,16 +151,16 @@ void add_int8_cases(CaseList& cases) {
                      .dtypes = both_dtypes(),
                      .size = row.size,
                      .cuda = false,
-                     .make = [row] { return linear_example(row); }});
+                     .make = [row] { return int8_linear_example(row); }});
   }
-  const std::vector<ExpertRow> rows{{"one_token_e8_k2_d16_f24", 1, 8, 2, 16, 24},
-                                    {"t19_e5_k3_d13_f11_capacity4", 19, 5, 3, 13, 11, 4},
-                                    {"t65_e8_k2_d40_f72", 65, 8, 2, 40, 72},
-                                    {"t64_e512_k4_d16_f8", 64, 512, 4, 16, 8},
-                                    {"t12_e3_k1_d8_f8_capacity0", 12, 3, 1, 8, 8, 0},
-                                    {"t2048_e8_k2_d128_f256", 2048, 8, 2, 128, 256, -1, Size::bench},
-                                    {"t4096_e8_k2_d384_f640", 4096, 8, 2, 384, 640, -1, Size::bench}};
-  for (const ExpertRow& row : rows) {
+  const std::vector<Int8ExpertRow> rows{{"one_token_e8_k2_d16_f24", 1, 8, 2, 16, 24},
+                                        {"t19_e5_k3_d13_f11_capacity4", 19, 5, 3, 13, 11, 4},
+                                        {"t65_e8_k2_d40_f72", 65, 8, 2, 40, 72},
+                                        {"t64_e512_k4_d16_f8", 64, 512, 4, 16, 8},
+                                        {"t12_e3_k1_d8_f8_capacity0", 12, 3, 1, 8, 8, 0},
+                                        {"t2048_e8_k2_d128_f256", 2048, 8, 2, 128, 256, -1, Size::bench},
+                                        {"t4096_e8_k2_d384_f640", 4096, 8, 2, 384, 640, -1, Size::bench}};
+  for (const Int8ExpertRow& row : rows) {
     const double forward = 6.0 * static_cast<double>(row.tokens * row.top_k * row.width * row.hidden);
     cases.push_back({.name = "int8_expert_ffn/" + row.name,
                      // A value next to the middle between two codes may be rounded the other way than in the
@@ -170,7 +170,7 @@ void add_int8_cases(CaseList& cases) {
                      .dtypes = both_dtypes(),
                      .size = row.size,
                      .cuda = false,
-                     .make = [row] { return expert_example(row); }});
+                     .make = [row] { return int8_expert_example(row); }});
   }
 }
 
