@@ -48,6 +48,7 @@ class Both final : public nn::RoutingObserver {
   }
   void decided(int64_t layer, const at::Tensor& logits_TE, const at::Tensor& experts_TK,
                const at::Tensor& weights_TK) override {
+    first_.decided(layer, logits_TE, experts_TK, weights_TK);
     if (second_ != nullptr) second_->decided(layer, logits_TE, experts_TK, weights_TK);
   }
 
