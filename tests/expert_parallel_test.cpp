@@ -18,13 +18,13 @@ using Words = std::vector<std::string>;
 class ExpertParallelTest : public testing::Test {
  protected:
   // The run's lines of metrics.
-  std::vector<nlohmann::json> train(const std::string& name, const Words& settings, int processes) {
+  std::vector<nlohmann::json> train(const std::string& name, const Words& settings, int processes,
+                                    const Words& flags = {}) {
     const fs::path run = folder / name;
     Words words{
         "train", (folder / "tiny.toml").string(), "--run", run.string(), "--device", "cpu", "--threads", "1",
         "--set", "parallel.timeout_s=60"};
-    for (const char* const setting : {"checkpoint.every=0", "checkpoint.at_end=false"})
-      words.insert(words.end(), {"--set", setting});
+    words.insert(words.end(), flags.begin(), flags.end());
     for (const std::string& setting : settings) words.insert(words.end(), {"--set", setting});
     if (processes > 1) words.insert(words.end(), {"--nproc", std::to_string(processes)});
     const Finished finished = run_program(words);
@@ -77,6 +77,15 @@ TEST_F(ExpertParallelTest, trains_as_one_process_does) {
       EXPECT_NE(errors.find(concat("ep ", ep)), std::string::npos) << errors;
     }
   }
+}
+
+TEST_F(ExpertParallelTest, goes_on_with_other_numbers_of_experts_per_process) {
+  const std::string schedule = "schedule.kind=constant";
+  const auto expected = train("straight", {schedule}, 1);
+  train("changing", {schedule, "train.steps=6", "parallel.ep=2"}, 2);
+  train("changing", {schedule, "train.steps=13", "parallel.ep=4"}, 4, {"--resume"});
+  const auto actual = train("changing", {schedule}, 1, {"--resume"});
+  compare(expected, actual);
 }
 
 TEST_F(ExpertParallelTest, waiting_for_every_exchange_changes_no_bit) {
