@@ -18,6 +18,8 @@
 #include "base/clock.h"
 #include "base/concat.h"
 #include "tests/child_process.h"
+#include "tests/loopback.h"
+#include "tests/run_metrics.h"
 #include "tests/tiny_config.h"
 
 namespace moebius {
@@ -26,38 +28,10 @@ namespace {
 namespace fs = std::filesystem;
 using Arguments = std::vector<std::string>;
 
-int free_port() {
-  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  EXPECT_EQ(::bind(fd, reinterpret_cast<sockaddr*>(&address), size), 0);
-  EXPECT_EQ(::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), 0);
-  ::close(fd);
-  return ntohs(address.sin_port);
-}
-
 Arguments train_arguments(const std::string& config, const fs::path& run, const Arguments& more = {}) {
   Arguments list{"train", config, "--run", run.string(), "--device", "cpu", "--threads", "1"};
   list.insert(list.end(), more.begin(), more.end());
   return list;
-}
-
-std::vector<nlohmann::json> metrics_of(const fs::path& run) {
-  std::vector<nlohmann::json> lines;
-  std::ifstream file(run / "metrics.jsonl");
-  for (std::string line; std::getline(file, line);) lines.push_back(nlohmann::json::parse(line));
-  return lines;
-}
-
-template <class Condition>
-bool comes_within(double seconds, const Condition& condition) {
-  for (const double end = steady_seconds() + seconds; steady_seconds() < end;) {
-    if (condition()) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  }
-  return false;
 }
 
 bool has_steps(const fs::path& run, size_t count) {

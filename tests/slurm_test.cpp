@@ -1,26 +1,22 @@
 // The queue on a real Slurm of one node: munged, slurmctld and slurmd of the distribution, started here on
 // loopback with folders of this test, run a training that pauses, resumes and changes its size as a replayed
 // grid asks.
-#include <arpa/inet.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
 #include <signal.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
-#include <thread>
 
 #include "base/clock.h"
 #include "base/concat.h"
 #include "base/file.h"
 #include "base/test_folder.h"
 #include "tests/child_process.h"
+#include "tests/loopback.h"
 #include "tests/tiny_config.h"
 
 namespace moebius {
@@ -34,18 +30,6 @@ std::string find_program(const std::string& name) {
     if (::access((folder + name).c_str(), X_OK) == 0) return folder + name;
   }
   return {};
-}
-
-int free_port() {
-  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  EXPECT_EQ(::bind(fd, reinterpret_cast<sockaddr*>(&address), size), 0);
-  EXPECT_EQ(::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), 0);
-  ::close(fd);
-  return ntohs(address.sin_port);
 }
 
 // A process in the foreground that is ended with this object.
@@ -78,15 +62,6 @@ class Daemon {
 
 int run_quietly(const std::string& command) {
   return std::system((command + " >/dev/null 2>&1").c_str());
-}
-
-template <class Condition>
-bool comes_within(double seconds, const Condition& condition) {
-  for (const double end = steady_seconds() + seconds; steady_seconds() < end;) {
-    if (condition()) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(200));
-  }
-  return false;
 }
 
 class SlurmTest : public testing::Test {

@@ -1,12 +1,11 @@
 // Layers split over several processes on loopback: the same training as in one.
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "base/concat.h"
 #include "tests/child_process.h"
+#include "tests/run_metrics.h"
 #include "tests/tiny_config.h"
 
 namespace moebius {
@@ -26,29 +25,8 @@ class TensorParallelTest : public testing::Test {
     return run_program(words);
   }
 
-  std::vector<nlohmann::json> metrics(const std::string& name) const {
-    std::vector<nlohmann::json> lines;
-    std::ifstream file(folder / name / "metrics.jsonl");
-    for (std::string line; std::getline(file, line);) lines.push_back(nlohmann::json::parse(line));
-    return lines;
-  }
-
   void compare(const std::string& one, const std::string& several) const {
-    const auto expected = metrics(one), actual = metrics(several);
-    ASSERT_EQ(expected.size(), 20u);
-    ASSERT_EQ(actual.size(), 20u);
-    for (size_t i = 0; i < expected.size(); ++i) {
-      SCOPED_TRACE(concat("step ", i + 1));
-      for (const char* number : {"loss", "balance_loss", "gradient_norm"}) {
-        const double value = expected[i][number];
-        EXPECT_NEAR(actual[i][number].get<double>(), value, std::abs(value) * 1e-4 + 1e-7) << number;
-      }
-    }
-    // The first step's choices are exactly those of one process.
-    for (size_t layer = 0; layer < expected[0]["layers"].size(); ++layer)
-      EXPECT_EQ(actual[0]["layers"][layer]["load"], expected[0]["layers"][layer]["load"]);
-    EXPECT_NEAR(actual.back()["validation_loss"].get<double>(),
-                expected.back()["validation_loss"].get<double>(), 1e-4);
+    expect_same_training(metrics_of(folder / one), metrics_of(folder / several), 20);
   }
 
   TestFolder folder;

@@ -1,12 +1,11 @@
 // The ZeRO stages in several processes on loopback, and runs that go on with another number of processes.
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "base/concat.h"
 #include "tests/child_process.h"
+#include "tests/run_metrics.h"
 #include "tests/tiny_config.h"
 
 namespace moebius {
@@ -29,24 +28,12 @@ class ZeroTest : public testing::Test {
     arguments.insert(arguments.end(), more.begin(), more.end());
     const Finished finished = run_program(arguments);
     EXPECT_EQ(finished.code, 0) << finished.errors;
-    std::vector<nlohmann::json> lines;
-    std::ifstream file(folder_ / run / "metrics.jsonl");
-    for (std::string line; std::getline(file, line);) lines.push_back(nlohmann::json::parse(line));
-    return lines;
+    return metrics_of(folder_ / run);
   }
 
   static void compare(const std::vector<nlohmann::json>& expected,
                       const std::vector<nlohmann::json>& actual) {
-    ASSERT_EQ(expected.size(), actual.size());
-    for (size_t i = 0; i < expected.size(); ++i) {
-      for (const char* number : {"loss", "gradient_norm"}) {
-        const double value = expected[i][number];
-        EXPECT_NEAR(actual[i][number].get<double>(), value, std::abs(value) * 1e-4)
-            << number << " of step " << i + 1;
-      }
-    }
-    EXPECT_NEAR(actual.back()["validation_loss"].get<double>(),
-                expected.back()["validation_loss"].get<double>(), 1e-4);
+    expect_same_training(expected, actual, expected.size());
   }
 
   TestFolder folder_;
