@@ -27,7 +27,7 @@ void change(const Field& field) {
         } else if constexpr (std::is_same_v<T, int64_t>) {
           *value = *value < field.range.max ? *value + 1 : *value - 1;
         } else if constexpr (std::is_same_v<T, double>) {
-          *value = *value / 3 + 0.1;
+          *value = *value / 3 + 0.11;  // of no default itself
         } else if constexpr (std::is_same_v<T, std::string>) {
           *value = field.choices.empty()            ? "a \"b\"\\\n\t\x01 é"
                    : field.choices.back() == *value ? field.choices.front()
