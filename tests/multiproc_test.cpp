@@ -309,6 +309,8 @@ TEST_F(MultiprocTest, what_cannot_start_is_refused_once_and_before_it_does) {
   EXPECT_NE(refused({"--nproc", "2", "--set", "parallel.backend=nccl"})
                 .find("parallel.backend is 'nccl', but the run is"),
             std::string::npos);
+  EXPECT_NE(refused({"--nproc", "2", "--set", "quant.scheme=int8"}).find("train with one process"),
+            std::string::npos);
   EXPECT_NE(refused({}, {"RANK=1", "WORLD_SIZE=2"})
                 .find("there is no address where the ranks meet; set MASTER_ADDR"),
             std::string::npos);

@@ -46,9 +46,12 @@ at::Tensor MultiToken::combine(const at::Tensor& hidden_TD, const at::Tensor& ne
 
 MultiToken::Shifted MultiToken::shift(const at::Tensor& tokens_T, const at::Tensor& targets_T,
                                       const at::Tensor& positions_T) {
-  // The last token has the first behind it, whose position is 0: it ends its document like any other.
+  // The last token has the first behind it, whose position is 0: it ends its document like any other. Where
+  // a document ends its last token stands for the next, so that what the block's router counts of it depends
+  // on no other document.
   const at::Tensor goes_on = at::ne(behind(positions_T), 0);
-  return {behind(tokens_T), at::where(goes_on, behind(targets_T), kernels::kIgnoredTarget)};
+  return {at::where(goes_on, behind(tokens_T), tokens_T),
+          at::where(goes_on, behind(targets_T), kernels::kIgnoredTarget)};
 }
 
 }  // namespace moebius::nn

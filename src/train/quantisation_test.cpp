@@ -10,7 +10,6 @@
 #include "base/error.h"
 #include "ckpt/folder.h"
 #include "data/prepare.h"
-#include "parallel/mesh.h"
 #include "train/evaluate.h"
 #include "train/model_files.h"
 #include "train/quantised_evaluation.h"
@@ -180,18 +179,6 @@ TEST(Quantisation, says_what_cannot_be_calibrated) {
   options.config.train.steps = 4;
   options.config.quant.scheme = "int8";
   EXPECT_THAT(message_of<UserError>([&] { train(options); }), HasSubstr("quant.scheme"));
-}
-
-TEST(Quantisation, is_refused_in_several_processes) {
-  const TestFolder folder;
-  TrainOptions options = tiny_run(folder, "run", 2);
-  const parallel::Mesh mesh(parallel::Layout({.dp = 2}), 0, [](parallel::Axis, const std::vector<int>&) {
-    return std::unique_ptr<parallel::Communicator>();
-  });
-  options.mesh = &mesh;
-  options.config.quant.scheme = "int8";
-  EXPECT_THAT(message_of<UserError>([&] { train(options); }), HasSubstr("train with one process"));
-  EXPECT_FALSE(fs::exists(options.run_dir));
 }
 
 TEST(Quantisation, the_error_of_a_mean_is_that_of_a_ratio) {
