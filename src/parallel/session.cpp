@@ -6,8 +6,10 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <functional>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/check.h"
@@ -36,24 +38,34 @@ std::string difference_from_first(Rendezvous& rendezvous, const config::RunConfi
                 config::describe_differences(differences));
 }
 
-// Refuses different configs on all ranks with the same words.
-void compare_configs(Rendezvous& rendezvous, const config::RunConfig& config) {
+// Refuses different configs on all ranks with the same words. `before_refusal` is called before any of them
+// ends.
+void compare_configs(Rendezvous& rendezvous, const config::RunConfig& config,
+                     const std::function<void()>& before_refusal) {
   const int rank = rendezvous.options().rank;
   if (rank == 0) {
     rendezvous.set("config", config::dump(config, config::DumpStyle::kFull));
     std::string verdict;
     for (int other = 1; other < rendezvous.options().size; ++other)
       verdict += rendezvous.get(concat("difference/", other));
+    if (!verdict.empty()) before_refusal();
     rendezvous.set("verdict", verdict);
   } else {
     rendezvous.set(concat("difference/", rank), difference_from_first(rendezvous, config));
   }
   const std::string verdict = rendezvous.get("verdict");
-  // The first rank serves what the others still read.
-  rendezvous.meet("verdict");
-  if (!verdict.empty())
-    throw_user_error(verdict, verdict.ends_with('\n') ? "" : "\n",
-                     "start all ranks with the same config file and the same --set options");
+  if (verdict.empty()) return;
+  if (rank > 0) {
+    before_refusal();
+    rendezvous.add("verdict/read", 1);
+  } else {
+    // It serves what the others still read.
+    for (int tries = 0; tries < 500 && rendezvous.add("verdict/read", 0) < rendezvous.options().size - 1;
+         ++tries)
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  throw_user_error(verdict, verdict.ends_with('\n') ? "" : "\n",
+                   "start all ranks with the same config file and the same --set options");
 }
 
 }  // namespace
@@ -61,14 +73,27 @@ void compare_configs(Rendezvous& rendezvous, const config::RunConfig& config) {
 struct Session::Parts {
   std::mutex mutex;
   std::condition_variable changed;
-  bool ends = false;
+  bool ends = false, is_refused = false;
   std::unique_ptr<Rendezvous> rendezvous;
   std::unique_ptr<Lifeline> lifeline;
   std::unique_ptr<Mesh> mesh;
 
+  // Also when the session could not be made: the main thread is on its way out.
+  ~Parts() {
+    {
+      const std::lock_guard lock(mutex);
+      ends = true;
+    }
+    changed.notify_all();
+  }
+
   // In a thread of the lifeline.
   void on_death(const std::string& text) {
     const int rank = rendezvous->options().rank;
+    {
+      const std::lock_guard lock(mutex);
+      if (is_refused) return;  // all end by themselves
+    }
     // One of those that are left speaks; of two, the first may be the one that ended.
     const bool speaks = rank == 0 || (rank == 1 && text.starts_with("rank 0 "));
     if (speaks && !process_variable(kLaunchedVariable))
@@ -104,20 +129,17 @@ Session::Session(const Environment& environment, const config::RunConfig& config
                                                        environment.world_size, config.parallel.timeout_s});
   parts_->lifeline = std::make_unique<Lifeline>(
       *parts_->rendezvous, [parts = parts_.get()](const std::string& text) { parts->on_death(text); });
-  compare_configs(*parts_->rendezvous, config);
+  compare_configs(*parts_->rendezvous, config, [this] {
+    const std::lock_guard lock(parts_->mutex);
+    parts_->is_refused = true;
+  });
   parts_->mesh =
       std::make_unique<Mesh>(layout, *parts_->rendezvous, config.parallel.timeout_s,
                              std::make_shared<Positions>(*parts_->rendezvous), config.parallel.overlap);
   if (environment.rank == 0) log_info(describe(layout));
 }
 
-Session::~Session() {
-  {
-    const std::lock_guard lock(parts_->mutex);
-    parts_->ends = true;
-  }
-  parts_->changed.notify_all();
-}
+Session::~Session() = default;
 
 void Session::leave() {
   parts_->lifeline->leave();
