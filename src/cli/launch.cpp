@@ -85,7 +85,7 @@ class Launch {
     while (num_running() > 0) {
       listen();
       reap();
-      if (failed_at_ && steady_seconds() > *failed_at_ + kGraceSeconds) signal_all(SIGKILL);
+      if (ends_at_ && steady_seconds() > *ends_at_) signal_all(SIGKILL);
     }
     for (Child& child : children_) read_errors(child);
     flush();
@@ -187,7 +187,7 @@ class Launch {
     if (line.empty() || line.starts_with("stopping after this step")) return;
     if (line.starts_with("error: ")) {
       errors_.push_back({child.rank, line});
-    } else if (!failed_at_ && said_.insert(line).second) {
+    } else if (!ends_at_ && said_.insert(line).second) {
       log_line(LogLevel::kInfo, concat("rank ", child.rank, ": ", line));
     }
   }
@@ -197,25 +197,27 @@ class Launch {
       if (!child.is_running || ::waitpid(child.pid, &child.status, WNOHANG) != child.pid) continue;
       child.is_running = false;
       const int code = WIFSIGNALED(child.status) ? 128 + WTERMSIG(child.status) : WEXITSTATUS(child.status);
-      if (code == 0 || failed_at_) continue;
-      exit_code_ = code;
+      if (code == 0 || failed_) continue;
+      // One that was left alone is not the one that failed, though it may be gone first.
+      const bool is_left_alone = code == parallel::kExitLeftAlone;
+      if (!is_left_alone || exit_code_ == 0) exit_code_ = is_left_alone ? kExitFailure : code;
       if (code == kExitInterruptedRun) continue;
-      failed_at_ = steady_seconds();
-      first_failed_ = child.rank;
+      if (!ends_at_) ends_at_ = steady_seconds() + kGraceSeconds;
+      if (!is_left_alone) failed_ = child.rank;
     }
   }
 
   // What is said at the end: a wrong input that the first rank has named as well is not said again.
   void flush() const {
-    if (!failed_at_) return;
-    const Child& failed = children_[static_cast<size_t>(first_failed_)];
+    if (!failed_) return;
+    const Child& failed = children_[static_cast<size_t>(*failed_)];
     const Child& first = children_.front();
     const auto is_user_error = [](const Child& child) {
       return WIFEXITED(child.status) && WEXITSTATUS(child.status) == kExitUserError;
     };
     if (is_user_error(failed) && is_user_error(first)) return;
     for (const auto& [rank, line] : errors_)
-      if (rank == first_failed_) log_error("rank ", rank, ": ", line.substr(line.find(' ') + 1));
+      if (rank == *failed_) log_error("rank ", rank, ": ", line.substr(line.find(' ') + 1));
     if (is_user_error(failed)) return;
     const std::string how = WIFSIGNALED(failed.status)
                                 ? concat("was killed by signal ", WTERMSIG(failed.status), " (",
@@ -231,8 +233,8 @@ class Launch {
   std::vector<Child> children_;
   std::vector<std::pair<int, std::string>> errors_;
   std::set<std::string> said_;
-  std::optional<double> failed_at_;
-  int first_failed_ = 0;
+  std::optional<double> ends_at_;  // when those that still run are killed
+  std::optional<int> failed_;      // the first rank that ended by itself
   int exit_code_ = 0;
 };
 

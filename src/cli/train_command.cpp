@@ -84,7 +84,7 @@ train::TrainResult train_with(const train::TrainOptions& options, parallel::Sess
     return result;
   } catch (const parallel::CommunicationFailed&) {
     if (session == nullptr || !session->was_left_alone()) throw;
-    throw CLI::RuntimeError(kExitFailure);  // who is gone has been said
+    throw CLI::RuntimeError(parallel::exit_code_when_left_alone());  // who is gone has been said
   }
 }
 

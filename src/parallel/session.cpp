@@ -102,9 +102,13 @@ struct Session::Parts {
     const bool ended =
         changed.wait_for(lock, std::chrono::duration<double>(kSecondsToEnd), [&] { return ends; });
     // The main thread waits for one who will not come, or computes.
-    if (!ended) ::_exit(kExitFailure);
+    if (!ended) ::_exit(exit_code_when_left_alone());
   }
 };
+
+int exit_code_when_left_alone() {
+  return process_variable(kLaunchedVariable) ? kExitLeftAlone : kExitFailure;
+}
 
 void check_backend(const config::ParallelConfig& config, bool on_cuda) {
   if (config.backend == "nccl" && !on_cuda)

@@ -41,5 +41,9 @@ void check_backend(const config::ParallelConfig& config, bool on_cuda);
 
 // Set by `--nproc` for the processes that it starts: it says itself which of them ended.
 inline constexpr const char* kLaunchedVariable = "MOEBIUS_LAUNCHED";
+// Such a process ends with this code when it ends only because another has: often it is gone before that one.
+inline constexpr int kExitLeftAlone = 71;
+// What a process ends with then: that code, or 1 under other launchers.
+int exit_code_when_left_alone();
 
 }  // namespace moebius::parallel

@@ -43,7 +43,7 @@ QuantisedEvaluation quantised_loss(const fs::path& run, const TestFolder& folder
   return evaluate_quantised(*model.decoder, *model.quantisation, set);
 }
 
-TEST(Quantisation, training_with_three_bits_loses_less_than_rounding_afterwards) {
+TEST(Quantisation, training_with_two_bits_loses_less_than_rounding_afterwards) {
   const TestFolder folder;
   train(tiny_run(folder, "float", 60));
   const auto tuned = [&](const std::string& name) {
@@ -54,10 +54,10 @@ TEST(Quantisation, training_with_three_bits_loses_less_than_rounding_afterwards)
     return options;
   };
   train(tuned("control"));
-  const std::vector<std::string> three_bits = {"quant.scheme=int8", "quant.weight_bits=3",
-                                               "quant.weight_scale=tensor", "quant.activation_scale=tensor",
-                                               "quant.calibration_batches=1"};
-  const QuantisedEvaluation rounded = quantised_loss(folder / "control", folder, three_bits);
+  const std::vector<std::string> two_bits = {"quant.scheme=int8", "quant.weight_bits=2",
+                                             "quant.weight_scale=tensor", "quant.activation_scale=tensor",
+                                             "quant.calibration_batches=1"};
+  const QuantisedEvaluation rounded = quantised_loss(folder / "control", folder, two_bits);
   EXPECT_GT(rounded.difference, 0);
   EXPECT_GT(rounded.difference_error, 0);
   EXPECT_LT(rounded.same_token, 1);
@@ -67,7 +67,7 @@ TEST(Quantisation, training_with_three_bits_loses_less_than_rounding_afterwards)
     TrainOptions options = tuned("trained-" + compensation);
     config::QuantConfig& quant = options.config.quant;
     quant.scheme = "int8";
-    quant.weight_bits = 3;
+    quant.weight_bits = 2;
     quant.weight_scale = quant.activation_scale = "tensor";
     quant.compensation = compensation;
     quant.share = 0.5;
