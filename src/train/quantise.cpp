@@ -36,7 +36,7 @@ quant::Scheme scheme_named(const std::string& name) {
   for (const std::string& each : quant::scheme_names()) all += (all.empty() ? "" : ", ") + each;
   const auto nearest = nearest_name(name, quant::scheme_names());
   throw_user_error("--scheme is '", name, "', which is unknown",
-                   nearest ? "; did you mean '" + *nearest + "'?" : "", " There is: ", all);
+                   nearest ? "; did you mean '" + *nearest + "'?" : ";", " There are ", all);
 }
 
 // A weight as rows of its last dim.
