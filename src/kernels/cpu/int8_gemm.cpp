@@ -184,7 +184,8 @@ void pack_panel(const Int8PackArgs& args, int64_t group, int64_t panel) {
       const int8_t* codes = args.codes + (group * args.n + row) * args.k;
       int64_t k = 0;
       for (; k + 4 <= args.k; k += 4) std::memcpy(packed + k * kInt8PanelCols + 4 * j, codes + k, 4);
-      std::memcpy(packed + k * kInt8PanelCols + 4 * j, codes + k, static_cast<size_t>(args.k - k));
+      if (k < args.k)
+        std::memcpy(packed + k * kInt8PanelCols + 4 * j, codes + k, static_cast<size_t>(args.k - k));
       for (k = 0; k < args.k; ++k) sum += codes[k];
       scale = args.one_scale ? args.scales[0] : args.scales[group * args.n + row];
     }
