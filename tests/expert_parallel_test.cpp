@@ -32,11 +32,6 @@ class ExpertParallelTest : public testing::Test {
     return metrics_of(run);
   }
 
-  static void compare(const std::vector<nlohmann::json>& expected,
-                      const std::vector<nlohmann::json>& actual) {
-    expect_same_training(expected, actual, 20);
-  }
-
   TestFolder folder;
   std::string config = write_tiny_config(folder, 20);
   std::string errors;  // of the last run
@@ -56,7 +51,8 @@ TEST_F(ExpertParallelTest, trains_as_one_process_does) {
       Words settings = forms[i];
       settings.push_back(concat("parallel.ep=", ep));
       settings.push_back(concat("parallel.ep_chunks=", i == 0 ? 1 : 3));
-      compare(expected, train(concat("several-", i, "-", processes, "-", ep), settings, processes));
+      expect_same_training(expected,
+                           train(concat("several-", i, "-", processes, "-", ep), settings, processes), 20);
       EXPECT_NE(errors.find(concat("ep ", ep)), std::string::npos) << errors;
     }
   }
@@ -68,7 +64,7 @@ TEST_F(ExpertParallelTest, goes_on_with_other_numbers_of_experts_per_process) {
   train("changing", {schedule, "train.steps=6", "parallel.ep=2"}, 2);
   train("changing", {schedule, "train.steps=13", "parallel.ep=4"}, 4, {"--resume"});
   const auto actual = train("changing", {schedule}, 1, {"--resume"});
-  compare(expected, actual);
+  expect_same_training(expected, actual, 20);
 }
 
 TEST_F(ExpertParallelTest, waiting_for_every_exchange_changes_no_bit) {

@@ -58,23 +58,7 @@ Arguments rank_variables(int rank, int size, int port) {
 class MultiprocTest : public testing::Test {
  protected:
   void compare(const fs::path& one, const fs::path& several) {
-    const auto expected = metrics_of(one), actual = metrics_of(several);
-    ASSERT_EQ(expected.size(), actual.size());
-    for (size_t i = 0; i < expected.size(); ++i) {
-      SCOPED_TRACE(concat("step ", i + 1));
-      for (const char* number : {"loss", "balance_loss", "gradient_norm"}) {
-        const double value = expected[i][number], tolerance = std::abs(value) * 1e-4 + 1e-7;
-        EXPECT_NEAR(actual[i][number].get<double>(), value, tolerance) << number;
-      }
-      for (const char* number : {"tokens", "targets", "learning_rate"})
-        EXPECT_EQ(expected[i][number], actual[i][number]);
-      // Choices of the router: in the first step exactly the same ones.
-      if (i == 0) {
-        EXPECT_EQ(expected[i]["layers"][0]["load"], actual[i]["layers"][0]["load"]);
-      }
-    }
-    EXPECT_NEAR(actual.back()["validation_loss"].get<double>(),
-                expected.back()["validation_loss"].get<double>(), 1e-4);
+    expect_same_training(metrics_of(one), metrics_of(several), 20);
     EXPECT_TRUE(fs::exists(several / concat("checkpoints/step-", std::string(6 - 2, '0'), "20")));
   }
 

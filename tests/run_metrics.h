@@ -29,10 +29,12 @@ inline void expect_same_training(const std::vector<nlohmann::json>& expected,
   ASSERT_EQ(actual.size(), num_steps);
   for (size_t i = 0; i < num_steps; ++i) {
     for (const char* number : {"loss", "balance_loss", "gradient_norm"}) {
-      const double value = expected[i].value(number, 0.0);
-      EXPECT_NEAR(actual[i].value(number, 0.0), value, std::abs(value) * 1e-4 + 1e-7)
+      const double value = expected[i].at(number).get<double>();
+      EXPECT_NEAR(actual[i].at(number).get<double>(), value, std::abs(value) * 1e-4 + 1e-7)
           << number << " of step " << i + 1;
     }
+    for (const char* number : {"tokens", "targets", "learning_rate"})
+      EXPECT_EQ(actual[i].at(number), expected[i].at(number)) << number << " of step " << i + 1;
   }
   for (size_t layer = 0; layer < expected[0]["layers"].size(); ++layer)
     EXPECT_EQ(actual[0]["layers"][layer]["load"], expected[0]["layers"][layer]["load"]);

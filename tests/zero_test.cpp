@@ -31,11 +31,6 @@ class ZeroTest : public testing::Test {
     return metrics_of(folder_ / run);
   }
 
-  static void compare(const std::vector<nlohmann::json>& expected,
-                      const std::vector<nlohmann::json>& actual) {
-    expect_same_training(expected, actual, expected.size());
-  }
-
   TestFolder folder_;
   const std::string config_ = write_tiny_config(folder_, 20);
 };
@@ -50,7 +45,8 @@ TEST_F(ZeroTest, every_stage_trains_as_one_process_does) {
   for (int stage = 1; stage <= 3; ++stage) {
     for (const int processes : {2, 4}) {
       SCOPED_TRACE(concat("stage ", stage, " in ", processes, " processes"));
-      compare(one, train(concat("run-", stage, "-", processes), processes, stage, kSmallBuckets));
+      expect_same_training(one, train(concat("run-", stage, "-", processes), processes, stage, kSmallBuckets),
+                           20);
     }
   }
 }
@@ -85,7 +81,7 @@ TEST_F(ZeroTest, a_run_goes_on_with_another_number_of_processes_and_another_stag
     first.insert(first.end(), {"--set", "train.steps=9"});
     second.push_back("--resume");
     train(run, from.processes, from.stage, first);
-    compare(straight, train(run, to.processes, to.stage, second));
+    expect_same_training(straight, train(run, to.processes, to.stage, second), 20);
   }
 }
 

@@ -9,14 +9,18 @@
 
 namespace moebius {
 
+// "3.14" with 2 decimals; for magnitudes below 1e40.
+inline std::string format_fixed(double value, int decimals) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%.*f", decimals, value);
+  return text;
+}
+
 namespace units_detail {
 // Three significant digits for 1 <= |value| < 1000.
 inline std::string three_digits(double value) {
-  char text[32];
   const double magnitude = std::fabs(value);
-  const int decimals = magnitude < 9.995 ? 2 : magnitude < 99.95 ? 1 : 0;
-  std::snprintf(text, sizeof text, "%.*f", decimals, value);
-  return text;
+  return format_fixed(value, magnitude < 9.995 ? 2 : magnitude < 99.95 ? 1 : 0);
 }
 }  // namespace units_detail
 

@@ -79,15 +79,8 @@ void print_json(const ckpt::Checkpoint& checkpoint, const CkptArguments& argumen
   std::cout << json.dump(2) << "\n";
 }
 
-// The checkpoint that the path names: the folder itself, or the newest of a run.
-ckpt::Checkpoint open_checkpoint(const CkptArguments& arguments) {
-  ckpt::Checkpoint checkpoint = ckpt::open_run_or_checkpoint(arguments.path);
-  if (arguments.verify) return checkpoint;  // it has been
-  return ckpt::Checkpoint::open(checkpoint.path(), ckpt::Checkpoint::Verify::headers);
-}
-
 void run_inspect(const CkptArguments& arguments) {
-  const ckpt::Checkpoint checkpoint = open_checkpoint(arguments);
+  const ckpt::Checkpoint checkpoint = ckpt::open_run_or_checkpoint(arguments.path);
   if (arguments.json) {
     print_json(checkpoint, arguments);
   } else {

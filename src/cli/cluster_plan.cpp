@@ -1,7 +1,6 @@
 #include "cli/cluster_plan.h"
 
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <utility>
 #include <vector>
 
@@ -29,22 +28,12 @@ std::vector<std::pair<const char*, double>> parts_of(const tune::StepCost& cost)
 }
 
 std::string percent(double share) {
-  std::ostringstream out;
-  out.precision(1);
-  out << std::fixed << 100 * share << " %";
-  return out.str();
-}
-
-std::string fixed(double value, int digits) {
-  std::ostringstream out;
-  out.precision(digits);
-  out << std::fixed << value;
-  return out.str();
+  return format_fixed(100 * share, 1) + " %";
 }
 
 std::string text_of(const tune::Choice& choice, double tokens) {
   const tune::StepCost& cost = choice.cost;
-  return concat(fixed(cost.seconds, 2), " s a step, MFU ", percent(cost.mfu), ", ",
+  return concat(format_fixed(cost.seconds, 2), " s a step, MFU ", percent(cost.mfu), ", ",
                 format_count(tokens / cost.seconds), " tokens/s, ",
                 format_bytes(static_cast<int64_t>(cost.bytes)), " per GPU   ", choice.layout.text(), '\n');
 }
@@ -108,7 +97,7 @@ std::string cluster_plan(const config::RunConfig& config, const ClusterOptions& 
   for (const auto& [name, seconds] : parts_of(choices[0].cost)) {
     if (seconds == 0) continue;
     const std::string label = name;
-    text += concat("  ", label, std::string(26 - label.size(), ' '), fixed(seconds, 3), " s  ",
+    text += concat("  ", label, std::string(26 - label.size(), ' '), format_fixed(seconds, 3), " s  ",
                    percent(seconds / choices[0].cost.seconds), '\n');
   }
   return text;

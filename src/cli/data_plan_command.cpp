@@ -6,7 +6,6 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -178,12 +177,6 @@ void write_plan(const DataPlanArguments& arguments, const Documents& documents) 
   file.commit();
 }
 
-std::string fixed(double value, int decimals) {
-  std::ostringstream out;
-  out << std::fixed << std::setprecision(decimals) << value;
-  return out.str();
-}
-
 void run_plan(const DataPlanArguments& arguments) {
   const Documents documents = open_documents(arguments);
   PlanShape shape;
@@ -200,17 +193,18 @@ void run_plan(const DataPlanArguments& arguments) {
             << " of them cut because they are longer than the context\n"
             << "tokens             " << report.tokens << " in " << report.steps << " steps, "
             << report.padding << " of padding beside\n"
-            << "token efficiency   " << fixed(report.token_efficiency(), 4) << "\n"
-            << "imbalance, tokens  " << fixed(report.max_over_mean_tokens, 4) << " (max/mean of the "
+            << "token efficiency   " << format_fixed(report.token_efficiency(), 4) << "\n"
+            << "imbalance, tokens  " << format_fixed(report.max_over_mean_tokens, 4) << " (max/mean of the "
             << "micro-batches of a step; the largest has " << report.largest_micro_batch << ")\n"
-            << "imbalance, cost    " << fixed(report.max_over_mean_cost, 4) << ", in the worst step "
-            << fixed(report.worst_cost, 4) << "\n"
+            << "imbalance, cost    " << format_fixed(report.max_over_mean_cost, 4) << ", in the worst step "
+            << format_fixed(report.worst_cost, 4) << "\n"
             << "longest delay      " << report.max_delay_steps << " steps\n"
-            << "planning           " << fixed(report.microseconds_per_sample(), 3) << " us per document\n";
+            << "planning           " << format_fixed(report.microseconds_per_sample(), 3)
+            << " us per document\n";
 }
 
 std::string percent(int64_t part, int64_t whole) {
-  return whole == 0 ? "-" : fixed(100 * static_cast<double>(part) / static_cast<double>(whole), 1);
+  return whole == 0 ? "-" : format_fixed(100 * static_cast<double>(part) / static_cast<double>(whole), 1);
 }
 
 void print_lengths(const data::LengthSummary& summary) {
@@ -254,10 +248,11 @@ void run_stats(DataPlanArguments arguments) {
     policies.push_back(to_json(policy, shape, report));
     if (arguments.json) continue;
     std::cout << std::left << std::setw(16) << policy << std::right << std::setw(12)
-              << fixed(report.token_efficiency(), 4) << std::setw(14) << fixed(report.max_over_mean_tokens, 3)
-              << std::setw(12) << fixed(report.max_over_mean_cost, 3) << std::setw(9)
-              << report.max_delay_steps << std::setw(9) << report.steps << std::setw(10)
-              << fixed(report.microseconds_per_sample(), 3) << "\n";
+              << format_fixed(report.token_efficiency(), 4) << std::setw(14)
+              << format_fixed(report.max_over_mean_tokens, 3) << std::setw(12)
+              << format_fixed(report.max_over_mean_cost, 3) << std::setw(9) << report.max_delay_steps
+              << std::setw(9) << report.steps << std::setw(10)
+              << format_fixed(report.microseconds_per_sample(), 3) << "\n";
   }
   if (!arguments.svg.empty()) {
     write_file_atomic(arguments.svg,

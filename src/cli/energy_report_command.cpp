@@ -5,7 +5,6 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <string>
 
 #include "base/concat.h"
@@ -44,12 +43,6 @@ nlohmann::ordered_json part_json(const EnergyPart& part, const EnergyReport& rep
   return json;
 }
 
-std::string with_decimals(double value, int decimals) {
-  std::ostringstream out;
-  out << std::fixed << std::setprecision(decimals) << value;
-  return out.str();
-}
-
 void print_part(const char* name, const EnergyPart& part, const EnergyReport& report) {
   const double seconds = energy::sum_of(part.seconds);
   std::cout << name << ", " << (part.estimated ? "estimated" : "measured") << "\n"
@@ -58,23 +51,22 @@ void print_part(const char* name, const EnergyPart& part, const EnergyReport& re
             << "J/step" << std::setw(12) << "mJ/token" << (part.grams ? "       gCO2e" : "") << "\n";
   const auto row = [&](const std::string& phase, double joules, double time) {
     std::cout << "  " << std::left << std::setw(10) << phase << std::right << std::setw(14)
-              << with_decimals(joules, 2) << std::setw(7)
-              << with_decimals(100 * joules / part.total_joules, 1) << " %" << std::setw(6)
-              << with_decimals(seconds > 0 ? 100 * time / seconds : 0, 1) << " %" << std::setw(9)
-              << (time > 0 ? with_decimals(joules / time, 1) : "-") << std::setw(12)
-              << (report.steps > 0 ? with_decimals(joules / static_cast<double>(report.steps), 3) : "-")
+              << format_fixed(joules, 2) << std::setw(7) << format_fixed(100 * joules / part.total_joules, 1)
+              << " %" << std::setw(6) << format_fixed(seconds > 0 ? 100 * time / seconds : 0, 1) << " %"
+              << std::setw(9) << (time > 0 ? format_fixed(joules / time, 1) : "-") << std::setw(12)
+              << (report.steps > 0 ? format_fixed(joules / static_cast<double>(report.steps), 3) : "-")
               << std::setw(12)
-              << (report.tokens > 0 ? with_decimals(1e3 * joules / static_cast<double>(report.tokens), 4)
+              << (report.tokens > 0 ? format_fixed(1e3 * joules / static_cast<double>(report.tokens), 4)
                                     : "-");
-    if (part.grams) std::cout << std::setw(12) << with_decimals(*part.grams * joules / part.total_joules, 4);
+    if (part.grams) std::cout << std::setw(12) << format_fixed(*part.grams * joules / part.total_joules, 4);
     std::cout << "\n";
   };
   for (size_t i = 0; i < energy::kNumPhases; ++i)
     if (part.joules[i] > 0) row(energy::kPhaseNames[i], part.joules[i], part.seconds[i]);
   row("all", part.total_joules, seconds);
   if (part.counter_joules && !part.estimated)
-    std::cout << "  phases sum to " << with_decimals(100 * part.total_joules / *part.counter_joules, 2)
-              << " % of the counter's " << with_decimals(*part.counter_joules, 1) << " J\n";
+    std::cout << "  phases sum to " << format_fixed(100 * part.total_joules / *part.counter_joules, 2)
+              << " % of the counter's " << format_fixed(*part.counter_joules, 1) << " J\n";
   for (const std::string& method : part.methods) std::cout << "  method: " << method << "\n";
   std::cout << "\n";
 }

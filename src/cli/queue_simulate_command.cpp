@@ -207,16 +207,10 @@ nlohmann::ordered_json to_json(const Arguments& arguments, const carbon::Trace& 
   return json;
 }
 
-std::string fixed(double value, int decimals) {
-  std::ostringstream out;
-  out << std::fixed << std::setprecision(decimals) << value;
-  return out.str();
-}
-
 // Grams as people read them.
 std::string grams(double value) {
-  if (value >= 1e6) return fixed(value / 1e6, 3) + " t";
-  return value >= 1e3 ? fixed(value / 1e3, 3) + " kg" : fixed(value, 1) + " g";
+  if (value >= 1e6) return format_fixed(value / 1e6, 3) + " t";
+  return value >= 1e3 ? format_fixed(value / 1e3, 3) + " kg" : format_fixed(value, 1) + " g";
 }
 
 std::string wait(double seconds) {
@@ -238,9 +232,9 @@ void print_table(const Arguments& arguments, const carbon::Trace& trace, const s
     const queue::Summary& s = run.summary;
     std::cout << std::setw(6) << run.start_hour << "  " << std::left << std::setw(15) << run.policy
               << std::setw(13) << run.forecast << std::right << std::setw(12) << grams(s.carbon_g)
-              << std::setw(8) << fixed(run.relative_to_now, 4) << std::setw(12) << fixed(s.energy_kwh, 3)
-              << std::setw(11) << wait(s.mean_wait_s) << std::setw(11) << wait(s.p95_wait_s) << std::setw(8)
-              << s.deadline_misses << std::setw(9) << s.resizes << "\n";
+              << std::setw(8) << format_fixed(run.relative_to_now, 4) << std::setw(12)
+              << format_fixed(s.energy_kwh, 3) << std::setw(11) << wait(s.mean_wait_s) << std::setw(11)
+              << wait(s.p95_wait_s) << std::setw(8) << s.deadline_misses << std::setw(9) << s.resizes << "\n";
   }
 }
 

@@ -7,7 +7,9 @@
 
 #include "config/validate.h"
 #include "moe/moe_feed_forward.h"
+#include "moe/test_model.h"
 #include "nn/generation.h"
+#include "nn/layer_check.h"
 #include "nn/multi_token.h"
 #include "ops/cases/check.h"
 #include "ops/cases/tolerance.h"
@@ -15,23 +17,6 @@
 
 namespace moebius::moe {
 namespace {
-
-config::ModelConfig small_model() {
-  config::ModelConfig model;
-  model.layers = 3;
-  model.dim = 24;
-  model.heads = 4;
-  model.kv_heads = 2;
-  model.head_dim = 8;
-  model.ffn_dim = 40;
-  model.vocab = 50;
-  model.init_std = 0.3;
-  model.moe.experts = 8;
-  model.moe.top_k = 3;
-  model.moe.expert_dim = 12;
-  model.moe.dense_layers = {1};
-  return model;
-}
 
 struct Form {
   std::string name;
@@ -141,20 +126,10 @@ std::unique_ptr<nn::Decoder> make(const config::ModelConfig& model, at::ScalarTy
 }
 
 nn::TokenBatch batch_of(const std::vector<int32_t>& lengths) {
-  nn::TokenBatch batch;
-  batch.documents.cu_seqlens = {0};
-  std::vector<at::Tensor> positions, sequences;
-  for (const int32_t length : lengths) {
-    batch.documents.cu_seqlens.push_back(batch.documents.cu_seqlens.back() + length);
-    batch.documents.max_length = std::max<int64_t>(batch.documents.max_length, length);
-    sequences.push_back(at::full({length}, static_cast<int64_t>(positions.size()), at::kInt));
-    positions.push_back(at::arange(length, at::kInt));
-  }
-  const int64_t count = batch.documents.cu_seqlens.back();
-  batch.max_position = batch.documents.max_length;
-  batch.positions_T = at::cat(positions);
-  batch.tokens_T = (at::arange(count, at::kLong) * 7 + 3).remainder(50);
-  batch.targets_T = (at::arange(count, at::kLong) * 11 + 5).remainder(50);
+  nn::TokenBatch batch = nn::document_batch(lengths, 50);
+  std::vector<at::Tensor> sequences;
+  for (const int32_t length : lengths)
+    sequences.push_back(at::full({length}, static_cast<int64_t>(sequences.size()), at::kInt));
   batch.num_sequences = static_cast<int64_t>(lengths.size());
   if (lengths.size() > 1) batch.sequence_of_T = at::cat(sequences);
   return batch;
@@ -189,7 +164,7 @@ Gradients gradients(nn::Decoder& decoder, const nn::TokenBatch& batch, nn::Recom
 TEST(ModelForms, the_cache_gives_the_logits_of_a_whole_pass) {
   for (const Form& form : forms()) {
     SCOPED_TRACE(form.name);
-    config::ModelConfig model = small_model();
+    config::ModelConfig model = test_model();
     form.change(model);
     const auto decoder = make(model);
     const nn::TokenBatch batch = batch_of({13});
@@ -212,7 +187,7 @@ TEST(ModelForms, the_cache_gives_the_logits_of_a_whole_pass) {
 TEST(ModelForms, generation_with_a_cache_gives_the_same_tokens) {
   for (const Form& form : forms()) {
     SCOPED_TRACE(form.name);
-    config::ModelConfig model = small_model();
+    config::ModelConfig model = test_model();
     form.change(model);
     const auto decoder = make(model);
     std::vector<int64_t> texts[2];
@@ -235,7 +210,7 @@ TEST(ModelForms, recomputation_gives_the_same_gradients_bit_for_bit) {
   for (const Form& form : forms())
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
       SCOPED_TRACE(form.name);
-      config::ModelConfig model = small_model();
+      config::ModelConfig model = test_model();
       form.change(model);
       const auto decoder = make(model, dtype);
       const nn::TokenBatch batch = batch_of({8, 5});
@@ -254,7 +229,7 @@ TEST(ModelForms, recomputation_gives_the_same_gradients_bit_for_bit) {
 TEST(ModelForms, gradients_agree_with_differences_of_the_loss) {
   for (const Form& form : forms()) {
     SCOPED_TRACE(form.name);
-    config::ModelConfig model = small_model();
+    config::ModelConfig model = test_model();
     form.change(model);
     // No choice of experts may change between the two sides.
     model.moe.top_k = static_cast<int64_t>(model.moe.experts);
@@ -290,12 +265,12 @@ TEST(ModelForms, dynamic_rope_follows_the_longest_sequence) {
   const auto logits = [](const nn::Decoder& decoder, int32_t length) {
     return decoder.logits(decoder.forward(batch_of({length}), {}).hidden_TD);
   };
-  config::ModelConfig model = small_model();
+  config::ModelConfig model = test_model();
   const auto plain = make(model);
   // A head of 8 channels over 40 tokens, of a model for 32.
   model.rope_theta *= std::pow(4 * 40 / 32.0 - 3, 8 / 6.0);
   const auto stretched = make(model);
-  model.rope_theta = small_model().rope_theta;
+  model.rope_theta = test_model().rope_theta;
   scale_rope(model, "dynamic");
   const auto dynamic = make(model);
   EXPECT_TRUE(at::equal(logits(*dynamic, 20), logits(*plain, 20)));
@@ -321,7 +296,7 @@ class FixedLoad final : public nn::FeedForward {
 };
 
 TEST(ModelBalance, counts_the_tokens_of_all_layers_together) {
-  config::ModelConfig model = small_model();
+  config::ModelConfig model = test_model();
   model.layers = 2;
   model.moe.experts = 4;
   model.moe.top_k = 2;
@@ -341,7 +316,7 @@ TEST(ModelBalance, of_one_layer_is_that_of_the_micro_batch) {
   double losses[2];
   std::vector<at::Tensor> grads[2];
   for (const int i : {0, 1}) {
-    config::ModelConfig model = small_model();
+    config::ModelConfig model = test_model();
     model.moe.dense_layers = {0, 1};
     model.moe.balance.aux_scope = i == 0 ? "micro_batch" : "model";
     const auto decoder = make(model);
@@ -366,7 +341,7 @@ TEST(MultiToken, predicts_the_token_after_the_next_within_a_document) {
 }
 
 TEST(MultiToken, is_computed_in_training_alone) {
-  config::ModelConfig model = small_model();
+  config::ModelConfig model = test_model();
   model.moe.experts = 0;  // whose sums depend on how many tokens an expert gets
   model.mtp.depth = 1;
   const auto decoder = make(model);

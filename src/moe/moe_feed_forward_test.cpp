@@ -6,26 +6,17 @@
 
 #include "base/parallel.h"
 #include "moe/load_statistics.h"
+#include "moe/test_model.h"
+#include "nn/layer_check.h"
 
 namespace moebius::moe {
 namespace {
 
 config::ModelConfig small_model() {
-  config::ModelConfig model;
-  model.layers = 3;
-  model.dim = 24;
-  model.heads = 4;
-  model.kv_heads = 2;
-  model.head_dim = 8;
-  model.ffn_dim = 40;
-  model.vocab = 50;
+  config::ModelConfig model = test_model();
   model.qk_norm = "head";
-  model.init_std = 0.3;
   model.moe.experts = 5;
-  model.moe.top_k = 3;
-  model.moe.expert_dim = 12;
   model.moe.shared_experts = 1;
-  model.moe.dense_layers = {1};
   model.moe.balance.z_loss = 0.01;
   return model;
 }
@@ -37,22 +28,8 @@ std::unique_ptr<nn::Decoder> make(const config::ModelConfig& model, at::ScalarTy
   return decoder;
 }
 
-// Documents of the given lengths, tokens and targets by a fixed rule.
 nn::TokenBatch batch_of(const std::vector<int32_t>& lengths) {
-  nn::TokenBatch batch;
-  batch.documents.cu_seqlens = {0};
-  std::vector<at::Tensor> positions;
-  for (const int32_t length : lengths) {
-    batch.documents.cu_seqlens.push_back(batch.documents.cu_seqlens.back() + length);
-    batch.documents.max_length = std::max<int64_t>(batch.documents.max_length, length);
-    positions.push_back(at::arange(length, at::kInt));
-  }
-  const int64_t count = batch.documents.cu_seqlens.back();
-  batch.max_position = batch.documents.max_length;
-  batch.positions_T = at::cat(positions);
-  batch.tokens_T = (at::arange(count, at::kLong) * 7 + 3).remainder(50);
-  batch.targets_T = (at::arange(count, at::kLong) * 11 + 5).remainder(50);
-  return batch;
+  return nn::document_batch(lengths, small_model().vocab);
 }
 
 at::Tensor logits(const nn::Decoder& decoder, const nn::TokenBatch& batch) {

@@ -64,6 +64,18 @@ at::Tensor positions_of(const std::vector<int32_t>& lengths) {
   return at::cat(parts);
 }
 
+TokenBatch document_batch(const std::vector<int32_t>& lengths, int64_t vocab, int64_t token_step,
+                          int64_t target_shift) {
+  TokenBatch batch;
+  batch.documents = segments_of(lengths);
+  batch.max_position = batch.documents.max_length;
+  batch.positions_T = positions_of(lengths);
+  const at::Tensor number_T = at::arange(batch.positions_T.size(0), at::kLong);
+  batch.tokens_T = (number_T * token_step + 3).remainder(vocab);
+  batch.targets_T = (number_T * 11 + target_shift).remainder(vocab);
+  return batch;
+}
+
 at::Tensor plain_rotation(const at::Tensor& x_THd, const at::Tensor& angles_TP) {
   const int64_t half = angles_TP.size(1);
   const at::Tensor a = x_THd.slice(2, 0, half), b = x_THd.slice(2, half, 2 * half);

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "nn/decoder.h"
 #include "nn/param.h"
 #include "ops/attention.h"
 
@@ -42,6 +43,11 @@ struct CheckedInput {
 
 ops::Segments segments_of(const std::vector<int32_t>& lengths);
 at::Tensor positions_of(const std::vector<int32_t>& lengths);
+
+// Documents of the given lengths: token t of all is (token_step * t + 3) mod vocab, its target (11 t +
+// target_shift) mod vocab.
+TokenBatch document_batch(const std::vector<int32_t>& lengths, int64_t vocab, int64_t token_step = 7,
+                          int64_t target_shift = 5);
 
 // Base of the rotary frequencies in these tests.
 inline constexpr double kCheckedTheta = 100.0;

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "moe/moe_feed_forward.h"
+#include "moe/test_model.h"
+#include "nn/layer_check.h"
 #include "ops/cases/check.h"
 #include "ops/cases/tolerance.h"
 #include "parallel/expert_dispatcher.h"
@@ -19,20 +21,8 @@ namespace {
 using ops::cases::OpClass;
 
 config::ModelConfig small_model() {
-  config::ModelConfig model;
-  model.layers = 3;
-  model.dim = 24;
-  model.heads = 4;
-  model.kv_heads = 2;
-  model.head_dim = 8;
-  model.ffn_dim = 40;
-  model.vocab = 50;
-  model.init_std = 0.3;
-  model.moe.experts = 8;
-  model.moe.top_k = 3;
-  model.moe.expert_dim = 12;
+  config::ModelConfig model = moe::test_model();
   model.moe.shared_experts = 1;
-  model.moe.dense_layers = {1};
   model.moe.balance.z_loss = 0.01;
   model.moe.balance.aux_loss = 0.02;
   return model;
@@ -40,21 +30,7 @@ config::ModelConfig small_model() {
 
 // Two documents, other ones on every rank.
 nn::TokenBatch batch_of(int rank) {
-  nn::TokenBatch batch;
-  const std::vector<int64_t> lengths{9 + rank, 14 - 2 * rank};
-  batch.documents.cu_seqlens = {0};
-  std::vector<at::Tensor> positions;
-  for (const int64_t length : lengths) {
-    batch.documents.cu_seqlens.push_back(batch.documents.cu_seqlens.back() + static_cast<int32_t>(length));
-    batch.documents.max_length = std::max(batch.documents.max_length, length);
-    positions.push_back(at::arange(length, at::kInt));
-  }
-  const int64_t count = batch.documents.cu_seqlens.back();
-  batch.max_position = batch.documents.max_length;
-  batch.positions_T = at::cat(positions);
-  batch.tokens_T = (at::arange(count, at::kLong) * (7 + 2 * rank) + 3).remainder(50);
-  batch.targets_T = (at::arange(count, at::kLong) * 11 + rank).remainder(50);
-  return batch;
+  return nn::document_batch({9 + rank, 14 - 2 * rank}, small_model().vocab, 7 + 2 * rank, rank);
 }
 
 class SeenChoices final : public nn::RoutingObserver {

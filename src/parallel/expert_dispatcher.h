@@ -42,7 +42,6 @@ class ExpertDispatcher final : public moe::TokenDispatcher {
   at::Tensor apply(const at::Tensor& x_TD, const ops::Routing& routing, const moe::ExpertWeights& experts,
                    bool recompute, const std::function<void()>& meanwhile) const override;
 
-  int64_t num_local_experts() const { return num_local_; }
   // Since the start.
   const ExpertTraffic& traffic() const { return *traffic_; }
 

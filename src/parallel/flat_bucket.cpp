@@ -8,15 +8,12 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/integers.h"
 
 namespace moebius::parallel {
 namespace {
 
 constexpr int64_t kLargeParam = 4096, kLargeAlignment = 256, kSmallAlignment = 32;
-
-int64_t aligned(int64_t value, int64_t alignment) {
-  return (value + alignment - 1) / alignment * alignment;
-}
 
 }  // namespace
 
@@ -61,7 +58,7 @@ std::vector<FlatBucket> make_buckets(nn::ParamTable& params, const DataAxes& axe
     const bool fits = bucket.block == block && (bucket.size + size) * item_bytes <= bucket_bytes;
     if (!bucket.entries.empty() && !fits) done.push_back(std::exchange(current, {}));
     if (bucket.entries.empty()) bucket = {axis, dtype, param->value.device(), block, {}, 0};
-    const int64_t offset = aligned(bucket.size, size >= kLargeParam ? kLargeAlignment : kSmallAlignment);
+    const int64_t offset = round_up(bucket.size, size >= kLargeParam ? kLargeAlignment : kSmallAlignment);
     bucket.entries.push_back({&*param, offset, size});
     bucket.size = offset + size;
     current.last = index;
@@ -71,7 +68,7 @@ std::vector<FlatBucket> make_buckets(nn::ParamTable& params, const DataAxes& axe
   std::sort(done.begin(), done.end(), [](const Open& a, const Open& b) { return a.last < b.last; });
   std::vector<FlatBucket> buckets;
   for (Open& each : done) {
-    each.bucket.size = aligned(each.bucket.size, kLargeAlignment * each.bucket.num_ranks());
+    each.bucket.size = round_up(each.bucket.size, kLargeAlignment * each.bucket.num_ranks());
     buckets.push_back(std::move(each.bucket));
   }
   return buckets;

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "config/validate.h"
 #include "moe/moe_feed_forward.h"
+#include "nn/layer_check.h"
 #include "ops/cases/check.h"
 #include "ops/cases/tolerance.h"
 #include "ops/linear_loss.h"
@@ -107,19 +108,7 @@ void fill_split(nn::ParamTable& params) {
 }
 
 nn::TokenBatch split_batch(const std::vector<int32_t>& lengths) {
-  nn::TokenBatch batch;
-  batch.documents.cu_seqlens = {0};
-  std::vector<at::Tensor> positions;
-  for (const int32_t length : lengths) {
-    batch.documents.cu_seqlens.push_back(batch.documents.cu_seqlens.back() + length);
-    batch.documents.max_length = std::max<int64_t>(batch.documents.max_length, length);
-    positions.push_back(at::arange(length, at::kInt));
-  }
-  const int64_t count = batch.documents.cu_seqlens.back();
-  batch.max_position = batch.documents.max_length;
-  batch.positions_T = at::cat(positions);
-  batch.tokens_T = (at::arange(count, at::kLong) * 7 + 3).remainder(kVocab);
-  batch.targets_T = (at::arange(count, at::kLong) * 11 + 5).remainder(kVocab);
+  nn::TokenBatch batch = nn::document_batch(lengths, kVocab);
   batch.targets_T[2] = kernels::kIgnoredTarget;
   return batch;
 }

@@ -123,16 +123,9 @@ UpcycleResult convert_upcycle(const UpcycleOptions& options) {
   routed->params().initialise(static_cast<uint64_t>(options.seed));
   moe::upcycle(dense.decoder->params(), routed->params());
 
-  const fs::path run_dir = dense.run_dir();
-  const auto copy = [&](const fs::path& file) {
-    write_file_atomic(out.path() / file.filename(), read_file(file));
-  };
-  const fs::path tokenizer = run_dir / tokenizer_copy_name(config.data.tokenizer);
-  if (config.data.tokenizer != "bytes" && fs::exists(tokenizer)) {
-    copy(tokenizer);
-    for (const fs::path& file : data::companions_of(tokenizer.string())) copy(file);
-    config.data.tokenizer = tokenizer.filename().string();
-  }
+  const std::vector<fs::path> tokenizer = kept_tokenizer(dense.run_dir(), config.data.tokenizer);
+  for (const fs::path& file : tokenizer) write_file_atomic(out.path() / file.filename(), read_file(file));
+  if (!tokenizer.empty()) config.data.tokenizer = tokenizer.front().filename().string();
   ckpt::CheckpointMeta meta;
   meta.config = config::dump(config, config::DumpStyle::kMinimal);
   const std::vector<ckpt::TensorGroup> groups{model_group(*routed)};

@@ -74,6 +74,23 @@ std::filesystem::path carried_folder(const std::filesystem::path& run_dir) {
   return run_dir / "hf";
 }
 
+void keep_carried(const std::filesystem::path& from_run, const std::filesystem::path& to_run) {
+  const std::filesystem::path from = carried_folder(from_run), to = carried_folder(to_run);
+  if (!std::filesystem::is_directory(from) || std::filesystem::exists(to)) return;
+  make_folders(to);
+  for (const std::filesystem::directory_entry& entry : std::filesystem::directory_iterator(from))
+    if (entry.is_regular_file()) write_file_atomic(to / entry.path().filename(), read_file(entry.path()));
+}
+
+std::vector<std::filesystem::path> kept_tokenizer(const std::filesystem::path& run_dir,
+                                                  const std::string& spec) {
+  const std::filesystem::path tokenizer = run_dir / tokenizer_copy_name(spec);
+  if (spec == "bytes" || !std::filesystem::exists(tokenizer)) return {};
+  std::vector<std::filesystem::path> files = data::companions_of(tokenizer.string());
+  files.insert(files.begin(), tokenizer);
+  return files;
+}
+
 std::vector<int64_t> carried_end_ids(const std::filesystem::path& run_dir, int64_t vocab) {
   for (const char* const name : {"generation_config.json", "config.json"}) {
     const std::filesystem::path path = carried_folder(run_dir) / name;
@@ -190,7 +207,10 @@ LoadedModel load_model_to_run(const std::filesystem::path& path, at::Device devi
 }
 
 LoadedModel map_model(const std::filesystem::path& path) {
-  const ckpt::Checkpoint checkpoint = ckpt::open_run_or_checkpoint(path);
+  return map_model(ckpt::open_run_or_checkpoint(path));
+}
+
+LoadedModel map_model(const ckpt::Checkpoint& checkpoint) {
   refuse_quantised(checkpoint, "is quantised", "name the float run that it was made from");
   LoadedModel loaded = described_model(checkpoint, at::kCPU, false);
   // The memory that was allocated has never been touched: it costs nothing.

@@ -42,6 +42,13 @@ std::filesystem::path load_initial_weights(const config::RunConfig& config, nn::
 
 // Where a run keeps what came with an imported model (ckpt/hf/export.h).
 std::filesystem::path carried_folder(const std::filesystem::path& run_dir);
+// What came with an imported model goes on with a run that comes from it; nothing when that has some.
+void keep_carried(const std::filesystem::path& from_run, const std::filesystem::path& to_run);
+
+// The copy of its tokenizer that a run keeps, and the files beside it; none when it has no copy. `spec`:
+// data.tokenizer of the run.
+std::vector<std::filesystem::path> kept_tokenizer(const std::filesystem::path& run_dir,
+                                                  const std::string& spec);
 
 // The tokens that end a text as an imported model says (eos_token_id of generation_config.json, else of
 // config.json: one or a list); empty for other runs. UserError for a value that is no token of the
@@ -82,5 +89,6 @@ LoadedModel load_model_quantised(const std::filesystem::path& path, at::Device d
 // load_model without a tokenizer and without copies: the parameters are the checkpoint's memory maps, only to
 // be read (Checkpoint::mapped).
 LoadedModel map_model(const std::filesystem::path& path);
+LoadedModel map_model(const ckpt::Checkpoint& checkpoint);
 
 }  // namespace moebius::train

@@ -171,16 +171,9 @@ std::map<std::string, quant::InputStatistics> watch_inputs(const QuantiseOptions
 // Tokenizer and what came with an imported model: the new run needs nothing of the old one.
 void copy_companions(const LoadedModel& loaded, const fs::path& to) {
   const fs::path run_dir = loaded.run_dir();
-  const std::string& named = loaded.config.data.tokenizer;
-  std::vector<fs::path> files;
-  const fs::path tokenizer = run_dir / tokenizer_copy_name(named);
-  if (named != "bytes" && fs::exists(tokenizer)) {
-    files = data::companions_of(tokenizer.string());
-    files.push_back(tokenizer);
-  }
-  for (const fs::path& file : files) write_file_atomic(to / file.filename(), read_file(file));
-  if (fs::is_directory(carried_folder(run_dir)))
-    fs::copy(carried_folder(run_dir), carried_folder(to), fs::copy_options::recursive);
+  for (const fs::path& file : kept_tokenizer(run_dir, loaded.config.data.tokenizer))
+    write_file_atomic(to / file.filename(), read_file(file));
+  keep_carried(run_dir, to);
 }
 
 }  // namespace
@@ -193,7 +186,7 @@ QuantiseResult quantise_run(const QuantiseOptions& options) {
   refuse_quantised(checkpoint, "is quantised already", "quantise the float checkpoint that it was made from");
   std::map<std::string, quant::InputStatistics> inputs;
   if (!options.calibration.empty()) inputs = watch_inputs(options, result);
-  const LoadedModel loaded = map_model(options.from);
+  const LoadedModel loaded = map_model(checkpoint);
   result.step = loaded.step;
 
   NewFolder out(options.to);

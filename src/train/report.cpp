@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -23,12 +22,6 @@ namespace {
 const std::array<const char*, 3> kPredictors = {"last", "mean:256", "linear"};
 constexpr size_t kWarmUpSteps = 2;   // of a process: not counted in the median
 constexpr size_t kRecentSteps = 20;  // for the speed shown and the balance in the summary
-
-std::string fixed(double value, int decimals) {
-  char text[64];
-  std::snprintf(text, sizeof text, "%.*f", decimals, value);
-  return text;
-}
 
 double mean(const std::deque<double>& values) {
   return values.empty()
@@ -150,13 +143,14 @@ void Report::validation(int64_t step, const Evaluation& evaluation) {
   evaluation_ = {step, evaluation};
   evaluation_is_new_ = true;
   metrics_.validation_loss.set(evaluation.loss);
-  std::string text = concat("step ", step, ": validation loss ", fixed(evaluation.loss, 4), ", perplexity ",
-                            fixed(evaluation.perplexity, 3));
+  std::string text = concat("step ", step, ": validation loss ", format_fixed(evaluation.loss, 4),
+                            ", perplexity ", format_fixed(evaluation.perplexity, 3));
   if (evaluation.bits_per_byte > 0) {
     metrics_.validation_nats_per_byte.set(evaluation.bits_per_byte * 0.6931471805599453);
-    text += concat(", ", fixed(evaluation.bits_per_byte, 4), " bits per byte");
+    text += concat(", ", format_fixed(evaluation.bits_per_byte, 4), " bits per byte");
   }
-  if (evaluation.float_loss) text += concat(", without quantisation ", fixed(*evaluation.float_loss, 4));
+  if (evaluation.float_loss)
+    text += concat(", without quantisation ", format_fixed(*evaluation.float_loss, 4));
   note(text);
 }
 
@@ -252,13 +246,14 @@ void Report::show(const StepNumbers& numbers) {
   const double seconds = mean(recent_seconds_);
   const double rate = static_cast<double>(numbers.num_tokens) / seconds;
   telemetry::ProgressFields fields;
-  fields.emplace_back("loss", numbers.skipped ? "not finite, skipped" : fixed(numbers.loss, 4));
+  fields.emplace_back("loss", numbers.skipped ? "not finite, skipped" : format_fixed(numbers.loss, 4));
   fields.emplace_back("", format_rate(rate, "tokens"));
   if (context_.peak_flops)
-    fields.emplace_back("MFU", fixed(100 * rate * context_.flops_per_token / *context_.peak_flops, 1) + " %");
+    fields.emplace_back("MFU",
+                        format_fixed(100 * rate * context_.flops_per_token / *context_.peak_flops, 1) + " %");
   fields.emplace_back("", format_bytes(peak_memory_bytes(context_.device)));
   energy_.show(fields);
-  if (!numbers.layers.empty()) fields.emplace_back("imbalance", fixed(numbers.max_violation(), 2));
+  if (!numbers.layers.empty()) fields.emplace_back("imbalance", format_fixed(numbers.max_violation(), 2));
   progress_->update(numbers.step, fields);
 }
 

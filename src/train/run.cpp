@@ -30,20 +30,11 @@ namespace fs = std::filesystem;
 // A host that waits for the device longer than this was held up by it, not by the way there and back.
 constexpr double kHeldUpSeconds = 0.0005;
 
-// What came with an imported model goes on with the runs that begin from it.
-void keep_carried(const fs::path& checkpoint, const fs::path& run_dir) {
-  const fs::path from = carried_folder(checkpoint.parent_path().parent_path()), to = carried_folder(run_dir);
-  if (!fs::is_directory(from) || fs::exists(to)) return;
-  make_folders(to);
-  for (const fs::directory_entry& entry : fs::directory_iterator(from))
-    if (entry.is_regular_file()) write_file_atomic(to / entry.path().filename(), read_file(entry.path()));
-}
-
 std::unique_ptr<nn::Decoder> initial_model(const config::RunConfig& config, const TrainOptions& options) {
   std::unique_ptr<nn::Decoder> model = make_model(config, options.device, options.mesh);
   if (!config.train.initial_weights.empty() && options.mode != RunMode::resume) {
     const fs::path checkpoint = load_initial_weights(config, *model);
-    if (is_first(options)) keep_carried(checkpoint, options.run_dir);
+    if (is_first(options)) keep_carried(checkpoint.parent_path().parent_path(), options.run_dir);
   }
   return model;
 }

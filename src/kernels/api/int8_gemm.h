@@ -9,6 +9,7 @@
 // weight row (an output channel) has one scale.
 #pragma once
 
+#include "base/integers.h"
 #include "kernels/api/int8_format.h"
 #include "kernels/api/types.h"
 
@@ -20,11 +21,11 @@ inline constexpr int64_t kInt8StepK = 16;
 inline constexpr int64_t kInt8MaxK = 133'000;
 
 constexpr int64_t int8_padded_k(int64_t k) {
-  return (k + kInt8StepK - 1) / kInt8StepK * kInt8StepK;
+  return round_up(k, kInt8StepK);
 }
 // Columns of a packed weight; with pairs, gates and ups of whole panels each.
 constexpr int64_t int8_padded_n(int64_t n) {
-  return (n + kInt8PanelCols - 1) / kInt8PanelCols * kInt8PanelCols;
+  return round_up(n, kInt8PanelCols);
 }
 constexpr int64_t int8_packed_bytes(int64_t num_groups, int64_t n, int64_t k) {
   return num_groups * int8_padded_n(n) * int8_padded_k(k);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/integers.h"
 #include "kernels/cpu/gemm_amx_routines.h"
 #include "kernels/cpu/scratch.h"
 
@@ -15,10 +16,6 @@ AmxMode mode = AmxMode::automatic;
 
 const AmxRoutines& routines() {
   return mode == AmxMode::portable ? portable_amx_routines() : *hardware_amx_routines();
-}
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
 }
 
 const Element* row_of(const GemmOperand& operand, int64_t r) {

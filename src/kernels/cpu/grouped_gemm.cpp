@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/integers.h"
 #include "base/parallel.h"
 #include "kernels/cpu/gemm_block.h"
 
@@ -19,10 +20,6 @@ constexpr int64_t kMinRowTiles = 6, kMaxRowTiles = 48;
 constexpr int64_t kBlocksPerThread = 6;
 // Products below this many multiply-adds are not worth waking a team for.
 constexpr int64_t kSerialWork = 1 << 18;
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 // Part of one group's product: rows and columns of its C.
 struct Part {

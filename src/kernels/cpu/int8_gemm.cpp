@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/integers.h"
 #include "base/parallel.h"
 #include "kernels/cpu/int8_rows.h"
 #include "kernels/cpu/int8_tile.h"
@@ -20,10 +21,6 @@ constexpr int64_t kRowBytes = 512 * 1024;
 constexpr int64_t kPartsPerThread = 4;
 // Products below this many multiply-adds are not worth waking a team for.
 constexpr int64_t kSerialWork = 1 << 20;
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 struct Part {
   int64_t group;

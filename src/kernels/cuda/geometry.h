@@ -4,11 +4,9 @@
 #include <cstdint>
 #include <initializer_list>
 
-namespace moebius::kernels::cuda {
+#include "base/integers.h"
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
+namespace moebius::kernels::cuda {
 
 // Elements of one access: 16 bytes when every pointer is 16-byte aligned and the width is a multiple, else 1.
 int vector_elements(int64_t width, int64_t element_bytes, std::initializer_list<const void*> pointers);
