@@ -1,6 +1,6 @@
 // The queue on a real Slurm of one node: munged, slurmctld and slurmd of the distribution, started here on
 // loopback with folders of this test, run a training that pauses, resumes and changes its size as a replayed
-// grid asks.
+// grid asks. The same Slurm reached through its slurmrestd, where that and its JWT plugin are installed.
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -60,6 +60,15 @@ class Daemon {
   pid_t pid_ = -1;
 };
 
+// Whether the distribution's package with this plugin of Slurm is installed.
+bool has_slurm_plugin(const std::string& file) {
+  std::error_code error;
+  for (const auto& each : fs::directory_iterator("/usr/lib", error)) {
+    if (fs::exists(each.path() / "slurm-wlm" / file, error)) return true;
+  }
+  return false;
+}
+
 int run_quietly(const std::string& command) {
   return std::system((command + " >/dev/null 2>&1").c_str());
 }
@@ -77,6 +86,8 @@ class SlurmTest : public testing::Test {
     std::string key(1024, 0);
     std::ifstream("/dev/urandom").read(key.data(), 1024);
     write_file_atomic(folder / "munge/key", key);
+    write_file_atomic(folder / "jwt.key", key.substr(0, 32));
+    fs::permissions(folder / "jwt.key", fs::perms::owner_read | fs::perms::owner_write);
     fs::permissions(folder / "munge/key", fs::perms::owner_read);
     const auto in = [&](const char* name) { return (folder / name).string(); };
     munged_.emplace(std::vector<std::string>{find_program("munged"), "--foreground", "--force",
@@ -94,6 +105,9 @@ class SlurmTest : public testing::Test {
         folder / "slurm.conf",
         concat("ClusterName=moebius\nSlurmctldHost=", short_host, "(127.0.0.1)\nSlurmUser=", user_name(),
                "\nSlurmdUser=", user_name(), "\nAuthType=auth/munge\nAuthInfo=socket=", in("munge/sock"),
+               has_slurm_plugin("auth_jwt.so")
+                   ? concat("\nAuthAltTypes=auth/jwt\nAuthAltParameters=jwt_key=", in("jwt.key"))
+                   : "",
                "\nSlurmctldPort=", free_port(), "\nSlurmdPort=", free_port(),
                "\nStateSaveLocation=", in("state"), "\nSlurmdSpoolDir=", in("spool"),
                "\nSlurmctldPidFile=", in("slurmctld.pid"), "\nSlurmdPidFile=", in("slurmd.pid"),
@@ -117,15 +131,17 @@ class SlurmTest : public testing::Test {
   }
   void TearDown() override { ::unsetenv("SLURM_CONF"); }
 
-  static std::string user_name() {
-    const char* name = std::getenv("USER");
-    FILE* pipe = ::popen("id -un", "r");
-    char text[128] = {};
-    const bool read = pipe != nullptr && ::fgets(text, sizeof text, pipe) != nullptr;
-    if (pipe != nullptr) ::pclose(pipe);
-    if (!read) return name == nullptr ? "root" : name;
-    return std::string(text).substr(0, std::string(text).find('\n'));
+  // What a command prints, without the end of the line.
+  static std::string output_of(const std::string& command) {
+    FILE* pipe = ::popen(command.c_str(), "r");
+    char text[4096] = {};
+    if (pipe == nullptr) return {};
+    const size_t size = ::fread(text, 1, sizeof text - 1, pipe);
+    ::pclose(pipe);
+    return {text, size > 0 && text[size - 1] == '\n' ? size - 1 : size};
   }
+
+  static std::string user_name() { return output_of("id -un"); }
 
   // 2031-01-01 on: clean from 00:00 to 03:00, dirty for the three hours after it, and so on.
   std::string grid() {
@@ -197,6 +213,62 @@ TEST_F(SlurmTest, a_training_pauses_resumes_and_changes_its_size_with_the_grid) 
   const std::string log = read_file(folder / "q/jobs/1/log");
   EXPECT_NE(log.find("interrupted after step"), std::string::npos) << log;
   EXPECT_TRUE(fs::exists(fs::path(run) / "summary.json"));
+}
+
+// By slurmrestd: a training starts, saves and ends when it is held, goes on, and is cancelled.
+TEST_F(SlurmTest, over_rest_a_training_pauses_and_goes_on) {
+  if (find_program("slurmrestd").empty() || !has_slurm_plugin("auth_jwt.so"))
+    GTEST_SKIP() << "slurmrestd or slurm-wlm-jwt-plugin of the distribution is not installed";
+  if (::geteuid() != 0)
+    GTEST_SKIP() << "slurmrestd refuses to run as Slurm's user, and only root can be another";
+  fs::permissions(folder.path(), fs::perms(0755));  // for nobody, as whom it runs
+  const std::string conf = (folder / "slurm.conf").string(), address = concat("127.0.0.1:", free_port());
+  const std::string token_file = (folder / "token").string();
+  ASSERT_EQ(::setenv("SLURM_JWT", "daemon", 1), 0);  // it asks with the tokens of its callers
+  const Daemon rest({find_program("slurmrestd"), "-u", "nobody", "-a", "rest_auth/jwt", "-s", "v0.0.38", "-f",
+                     conf, address},
+                    folder / "slurmrestd.out");
+  ::unsetenv("SLURM_JWT");
+  write_file_atomic(token_file, output_of("scontrol token lifespan=600 username=" + user_name()));
+  ASSERT_TRUE(read_file(token_file).starts_with("SLURM_JWT=")) << read_file(token_file);
+  const std::string config = write_tiny_config(folder, 100000000), run = (folder / "run").string();
+  ASSERT_EQ(run_program({"queue", "add", "--queue", queue(), "--duration", "20h", "--folder",
+                         folder.path().string(), "--", MOEBIUS_PROGRAM, "train", config, "--run", run,
+                         "--threads", "{workers}", "--device", "cpu"})
+                .code,
+            0);
+  ChildProcess dispatcher(
+      {"queue", "run", "--queue", queue(), "--engine", "slurm", "--slurm-rest", "http://" + address,
+       "--slurm-token-file", token_file, "--slurm-arg=--partition=all", "--tick", "0.2"},
+      200);
+  const auto trains = [&](const std::string& beyond) {
+    const fs::path file = fs::path(run) / "metrics.jsonl";
+    return fs::exists(file) && read_file(file).size() > beyond.size() + 2000;
+  };
+  EXPECT_TRUE(comes_within(60, [&] { return trains(""); }))
+      << show(1).dump(1) << read_file(folder / "slurmrestd.out");
+  ASSERT_EQ(run_program({"queue", "pause", "1", "--queue", queue()}).code, 0);
+  EXPECT_TRUE(comes_within(60, [&] { return show(1)["state"] == "held"; })) << show(1).dump(1);
+  const std::string log = read_file(folder / "q/jobs/1/log"),
+                    before = read_file(fs::path(run) / "metrics.jsonl");
+  EXPECT_NE(log.find("interrupted after step"), std::string::npos) << log;
+  ASSERT_EQ(run_program({"queue", "resume", "1", "--queue", queue()}).code, 0);
+  EXPECT_TRUE(comes_within(60, [&] { return trains(before); })) << show(1).dump(1);
+  ASSERT_EQ(run_program({"queue", "cancel", "1", "--queue", queue()}).code, 0);
+  EXPECT_TRUE(comes_within(60, [&] { return show(1)["state"] == "cancelled"; })) << show(1).dump(1);
+  dispatcher.signal(SIGINT);
+  const Finished finished = dispatcher.wait();
+  EXPECT_EQ(finished.code, 0) << finished.errors;
+  const auto job = show(1);
+  EXPECT_EQ(job["attempts"], 2) << job.dump(1);
+  EXPECT_EQ(job["lost_attempts"], 0) << job.dump(1);
+  // The same answer for a token that is none.
+  write_file_atomic(token_file, "stale");
+  const Finished refused =
+      run_program({"queue", "run", "--queue", queue(), "--engine", "slurm", "--slurm-rest",
+                   "http://" + address, "--slurm-token-file", token_file, "--until-empty"});
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_NE(refused.errors.find("slurmrestd"), std::string::npos) << refused.errors;
 }
 
 // The ranks of one run, started by srun.

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <cstring>
 
 #include "base/check.h"
 
@@ -12,6 +13,7 @@ namespace {
 
 std::atomic<int> g_signal{0};
 std::atomic<bool> g_installed{false};
+std::atomic<const char*> g_hint{""};
 static_assert(std::atomic<int>::is_always_lock_free, "read and written by a signal handler");
 
 // Only async-signal-safe calls here.
@@ -19,15 +21,16 @@ void on_signal(int signal) {
   const int saved_errno = errno;
   int none = 0;
   if (!g_signal.compare_exchange_strong(none, signal)) _exit(128 + signal);
-  static constexpr char kHint[] = "\nstopping after this step and saving; once more stops at once\n";
-  [[maybe_unused]] const ssize_t ignored = ::write(STDERR_FILENO, kHint, sizeof kHint - 1);
+  for (const char* text : {"\n", g_hint.load(), "\n"})
+    [[maybe_unused]] const ssize_t ignored = ::write(STDERR_FILENO, text, std::strlen(text));
   errno = saved_errno;
 }
 
 }  // namespace
 
-InterruptGuard::InterruptGuard() {
+InterruptGuard::InterruptGuard(const char* hint) {
   MOEBIUS_CHECK(!g_installed.exchange(true), "a second InterruptGuard");
+  g_hint = hint;
   g_signal = 0;
   struct sigaction action {};
   action.sa_handler = on_signal;

@@ -11,7 +11,8 @@ namespace moebius {
 // at a time.
 class InterruptGuard {
  public:
-  InterruptGuard();
+  // `hint`: what is said at the first signal.
+  explicit InterruptGuard(const char* hint = "stopping after this step and saving; once more stops at once");
   ~InterruptGuard();
   InterruptGuard(const InterruptGuard&) = delete;
   InterruptGuard& operator=(const InterruptGuard&) = delete;

@@ -73,9 +73,8 @@ void run_forecast(const ForecastArguments& a) {
   options.use_provider_forecast = a.forecast.empty() || a.forecast == "provider";
   if (!options.use_provider_forecast) options.forecaster = carbon::canonical_forecaster_name(a.forecast);
   if (options.forecaster == "oracle") throw_user_error("--forecast oracle needs the future; use own");
-  carbon::Feed feed(
-      carbon::make_provider(a.source, carbon::make_curl_client(), {.url = a.url, .scope = scope_of(a)}),
-      options);
+  carbon::Feed feed(carbon::make_provider(a.source, make_curl_client(), {.url = a.url, .scope = scope_of(a)}),
+                    options);
   const double now_s =
       a.grid_time.empty() ? system_clock().unix_seconds() : parse_time(a.grid_time, "--grid-time");
   feed.refresh(now_s);

@@ -1,4 +1,7 @@
 // `moebius queue run`: drives the queue's jobs until it is told to stop, or, with --until-empty, done.
+#include <pwd.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <memory>
@@ -9,6 +12,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/hash.h"
+#include "base/http.h"
 #include "base/interrupt.h"
 #include "base/log.h"
 #include "cli/grid_forecasts.h"
@@ -31,6 +35,7 @@ struct RunArguments {
   std::string queue, carbon, forecast, policy, switch_time = "60s", stop_grace = "10m", metrics_address,
                                                grid_time;
   std::string scope = "lifecycle", url, engine = "local", per_worker = "cpus";
+  std::string slurm_rest, slurm_version, slurm_token_file;
   std::vector<std::string> slurm_arguments;
   std::optional<int64_t> capacity;
   bool unlimited = false, until_empty = false;
@@ -79,17 +84,36 @@ carbon::Feed make_feed(const RunArguments& a, const std::filesystem::path& folde
   }
   const carbon::ProviderOptions provider{
       .url = a.url, .scope = a.scope == "direct" ? carbon::Scope::kDirect : carbon::Scope::kLifecycle};
-  return {carbon::make_provider(a.carbon, carbon::make_curl_client(), provider), options};
+  return {carbon::make_provider(a.carbon, make_curl_client(), provider), options};
+}
+
+// The name that Slurm knows this user by.
+std::string user_name() {
+  const passwd* entry = ::getpwuid(::geteuid());
+  return entry == nullptr ? std::string() : entry->pw_name;
+}
+
+std::unique_ptr<queue::SlurmClient> make_slurm(const RunArguments& a) {
+  if (a.slurm_rest.empty()) return queue::make_slurm_commands(a.slurm_arguments);
+  constexpr size_t kMaxReplyBytes = size_t{512} << 20;  // slurmrestd tells of all jobs, 3 kB each
+  return queue::make_slurm_rest({.url = a.slurm_rest,
+                                 .token_file = a.slurm_token_file,
+                                 .user = user_name(),
+                                 .version = a.slurm_version,
+                                 .arguments = a.slurm_arguments},
+                                make_curl_client(30, kMaxReplyBytes));
 }
 
 std::unique_ptr<queue::Engine> make_engine(const RunArguments& a, const std::filesystem::path& folder) {
-  if (a.engine == "local") return std::make_unique<queue::LocalEngine>(folder);
+  if (a.engine == "local") {
+    if (!a.slurm_rest.empty()) throw_user_error("--slurm-rest goes with --engine slurm; add that");
+    return std::make_unique<queue::LocalEngine>(folder);
+  }
   queue::SlurmOptions options;
   // The folder tells queues of one user apart.
   options.queue_name = hash_hex(hash64(std::filesystem::absolute(folder).lexically_normal().string()));
-  options.arguments = a.slurm_arguments;
   options.per_worker = a.per_worker;
-  auto engine = std::make_unique<queue::SlurmEngine>(folder, std::move(options));
+  auto engine = std::make_unique<queue::SlurmEngine>(folder, std::move(options), make_slurm(a));
   if (const auto reached = engine->reach(); !reached)
     throw_user_error(reached.error().message, "; --engine local runs jobs on this machine");
   return engine;
@@ -170,7 +194,7 @@ void run_queue(const RunArguments& a) {
   queue::ForecastSource& forecasts = replay ? static_cast<queue::ForecastSource&>(replay->forecasts)
                                             : static_cast<queue::ForecastSource&>(live);
   queue::Dispatcher dispatcher(store, *engine, forecasts, clock, options, &metrics);
-  const InterruptGuard guard;
+  const InterruptGuard guard("stopping; jobs go on");
   log_info("runs the queue in ", store.folder().string(), ", policy ", options.policy);
   FeedMetrics feed_metrics(registry, metrics);
   if (replay) metrics.set_grid(replay->trace.zone, replay->trace.signal);
@@ -222,8 +246,17 @@ void add_queue_run_command(CLI::App& parent) {
       ->capture_default_str();
   command
       ->add_option("--slurm-arg", a->slurm_arguments,
-                   "Further argument of sbatch: --slurm-arg=--partition=gpu")
+                   "Further argument of sbatch, or with --slurm-rest property of the job: "
+                   "--slurm-arg=--partition=gpu")
       ->allow_extra_args(false);
+  command->add_option(
+      "--slurm-rest", a->slurm_rest,
+      "Ask slurmrestd (http://HOST:PORT or unix:SOCKET) instead of Slurm's commands; token in "
+      "$SLURM_JWT");
+  command->add_option("--slurm-token-file", a->slurm_token_file,
+                      "File with that token instead, read anew for each request");
+  command->add_option("--slurm-rest-version", a->slurm_version,
+                      "Version of its interface: v0.0.38 (default: the highest that both know)");
   command
       ->add_option("--slurm-per-worker", a->per_worker,
                    "What Slurm is asked for, width times workers: cpus or gpus")

@@ -1,15 +1,5 @@
 #include "queue/slurm_engine.h"
 
-#include <fcntl.h>
-#include <poll.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <algorithm>
-#include <cerrno>
-#include <cmath>
-#include <csignal>
-#include <cstring>
 #include <fstream>
 #include <optional>
 #include <sstream>
@@ -29,9 +19,9 @@ std::string quoted(const std::string& text) {
   return result + "'";
 }
 
-// The batch script. The command is a child, so that SIGTERM (scancel --batch --signal) can be handed on to
-// it, once, and its exit code be written down. stop.ATTEMPT says that the signal came: one that is sent
-// before the script runs is lost. exit.ATTEMPT appears whole or not at all.
+// The batch script. The command is a child, so that the signal to stop (SlurmClient::ask) can be handed on to
+// it as SIGTERM, once, and its exit code be written down. stop.ATTEMPT says that the signal came: one that is
+// sent before the script runs is lost. exit.ATTEMPT appears whole or not at all.
 std::string script_of(const Launch& launch, const fs::path& folder) {
   std::string command;
   for (const std::string& each : with_workers(launch.command, launch.workers)) command += quoted(each) + " ";
@@ -44,7 +34,7 @@ std::string script_of(const Launch& launch, const fs::path& folder) {
       << "ask() { if [ -z \"$asked\" ]; then asked=1; : > "
       << quoted((folder / ("stop." + std::to_string(launch.attempt))).string())
       << "; [ -z \"$child\" ] || kill -TERM $child; fi; }\n"
-      << "trap ask TERM\n"
+      << "trap ask TERM URG\n"
       << command << "&\n"
       << "child=$!\n"
       << "[ -z \"$asked\" ] || kill -TERM $child\n"
@@ -74,115 +64,26 @@ std::optional<int> exit_code_in(const fs::path& file) {
   return code;
 }
 
-std::string first_line(const std::string& text) {
-  return text.substr(0, text.find('\n'));
-}
-
 }  // namespace
 
-Result<CommandOutput> run_command(const std::vector<std::string>& command, double timeout_s) {
-  int out[2], err[2];
-  if (::pipe2(out, O_CLOEXEC) != 0)
-    return make_error(ErrorKind::kUnavailable, "pipe: ", std::strerror(errno));
-  if (::pipe2(err, O_CLOEXEC) != 0) {
-    ::close(out[0]);
-    ::close(out[1]);
-    return make_error(ErrorKind::kUnavailable, "pipe: ", std::strerror(errno));
-  }
-  std::vector<char*> argv;
-  for (const std::string& each : command) argv.push_back(const_cast<char*>(each.c_str()));
-  argv.push_back(nullptr);
-  const pid_t child = ::fork();
-  if (child == 0) {
-    ::dup2(out[1], STDOUT_FILENO);
-    ::dup2(err[1], STDERR_FILENO);
-    ::execvp(argv[0], argv.data());
-    ::_exit(127);
-  }
-  ::close(out[1]);
-  ::close(err[1]);
-  CommandOutput result;
-  pollfd pipes[2] = {{out[0], POLLIN, 0}, {err[0], POLLIN, 0}};
-  const double end_s = steady_seconds() + timeout_s;
-  bool late = child < 0;
-  while (!late && (pipes[0].fd >= 0 || pipes[1].fd >= 0)) {
-    const double left_s = end_s - steady_seconds();
-    if (left_s <= 0 || ::poll(pipes, 2, static_cast<int>(left_s * 1000) + 1) == 0) {
-      late = left_s <= 0;
-      continue;
-    }
-    for (int i = 0; i < 2; ++i) {
-      if (pipes[i].fd < 0 || pipes[i].revents == 0) continue;
-      char buffer[4096];
-      const ssize_t got = ::read(pipes[i].fd, buffer, sizeof buffer);
-      if (got > 0) {
-        (i == 0 ? result.out : result.err).append(buffer, static_cast<size_t>(got));
-      } else if (got == 0 || errno != EINTR) {
-        pipes[i].fd = -1;
-      }
-    }
-  }
-  ::close(out[0]);
-  ::close(err[0]);
-  if (child < 0) return make_error(ErrorKind::kUnavailable, "fork: ", std::strerror(errno));
-  if (late) ::kill(child, SIGKILL);
-  int status = 0;
-  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
-  if (late) return make_error(ErrorKind::kTimeout, command[0], " did not end within ", timeout_s, " s");
-  result.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  if (result.code == 127 && result.out.empty() && result.err.empty())
-    return make_error(ErrorKind::kNotFound, "there is no program ", command[0], " in PATH");
-  return result;
-}
-
-SlurmEngine::SlurmEngine(fs::path folder, SlurmOptions options, CommandRunner run)
-    : folder_(std::move(folder)), options_(std::move(options)), run_(std::move(run)) {
-  if (!run_) run_ = [](const std::vector<std::string>& command) { return run_command(command); };
-}
+SlurmEngine::SlurmEngine(fs::path folder, SlurmOptions options, std::unique_ptr<SlurmClient> slurm)
+    : folder_(std::move(folder)), options_(std::move(options)), slurm_(std::move(slurm)) {}
 
 std::string SlurmEngine::name_of(int64_t job, int64_t attempt) const {
   return concat("moebius-", options_.queue_name, "-", job, "-", attempt);
 }
 
-// A Slurm command that must succeed. What it says on failure is what people need to see.
-Result<CommandOutput> SlurmEngine::slurm(const std::vector<std::string>& command) {
-  Result<CommandOutput> done = run_(command);
-  if (!done) {
-    const char* way_out =
-        done.error().kind == ErrorKind::kNotFound ? "; install Slurm's client commands" : "";
-    return make_error(ErrorKind::kUnavailable, "Slurm: ", done.error().message, way_out);
-  }
-  if (done->code == 0) return done;
-  const std::string said = first_line(done->err.empty() ? done->out : done->err);
-  const bool unreachable = done->err.find("Unable to contact") != std::string::npos ||
-                           done->err.find("Connection refused") != std::string::npos ||
-                           done->err.find("controller not responding") != std::string::npos;
-  return make_error(unreachable ? ErrorKind::kUnavailable : ErrorKind::kInvalid,
-                    unreachable ? "Slurm's controller is out of reach: " : "Slurm refuses: ", command[0],
-                    ": ", said);
-}
-
-Result<void> SlurmEngine::reach() {
-  const Result<CommandOutput> done = slurm({"scontrol", "ping"});
-  if (!done) return done.error();
-  if (done->out.find("UP") != std::string::npos) return {};
-  return make_error(ErrorKind::kUnavailable, "Slurm's controller is out of reach: ", first_line(done->out));
-}
-
-// Names and states of this queue's attempts, from one squeue for all of them.
+// This queue's attempts, from one question for all of them.
 Result<void> SlurmEngine::list(bool afresh) {
   const double now_s = steady_seconds();
   if (!afresh && now_s - listed_at_s_ < options_.status_every_s) return {};
-  const Result<CommandOutput> done =
-      slurm({"squeue", "--me", "--noheader", "--states=all", "--format=%i %T %j"});
-  if (!done) return done.error();
+  const Result<std::vector<SlurmJob>> jobs = slurm_->list();
+  if (!jobs) return jobs.error();
   listed_.clear();
   listed_at_s_ = now_s;
-  std::istringstream lines(done->out);
   const std::string prefix = "moebius-" + options_.queue_name + "-";
-  for (std::string id, state, name; lines >> id >> state && std::getline(lines >> std::ws, name);) {
-    if (name.starts_with(prefix)) listed_[name] = {id, state};
+  for (const SlurmJob& job : *jobs) {
+    if (job.name.starts_with(prefix)) listed_[job.name] = job;
   }
   return {};
 }
@@ -198,29 +99,23 @@ Result<void> SlurmEngine::start(const Launch& launch) {
     if (other.starts_with(others) && (is_pending(entry.state) || is_running(entry.state)))
       return make_error(ErrorKind::kUnavailable, "an earlier start, Slurm job ", entry.id, ", still lives");
   }
+  const std::string text = script_of(launch, folder);
   const fs::path script = folder / ("script." + std::to_string(launch.attempt));
   try {
     make_folders(folder);
-    write_file_atomic(script, script_of(launch, folder));
+    write_file_atomic(script, text);
   } catch (const UserError& error) {
     return make_error(ErrorKind::kUnavailable, error.what());
   }
-  const int64_t places = launch.width * launch.workers;
-  std::vector<std::string> command = {"sbatch",
-                                      "--parsable",
-                                      "--job-name=" + name,
-                                      "--no-requeue",
-                                      "--ntasks=1",
-                                      "--open-mode=append",
-                                      "--output=" + (folder / "log").string(),
-                                      "--chdir=" + launch.folder};
-  command.push_back((options_.per_worker == "gpus" ? "--gpus=" : "--cpus-per-task=") +
-                    std::to_string(places));
-  command.insert(command.end(), options_.arguments.begin(), options_.arguments.end());
-  command.push_back(script.string());
-  const Result<CommandOutput> done = slurm(command);
-  if (!done) return done.error();
-  listed_[name] = {first_line(done->out), "PENDING"};
+  const Result<std::string> id = slurm_->submit({.name = name,
+                                                 .script = text,
+                                                 .script_file = script.string(),
+                                                 .log = (folder / "log").string(),
+                                                 .folder = launch.folder,
+                                                 .places = launch.width * launch.workers,
+                                                 .per_worker = options_.per_worker});
+  if (!id) return id.error();
+  listed_[name] = {*id, name, "PENDING"};
   return {};
 }
 
@@ -247,26 +142,18 @@ Result<void> SlurmEngine::stop(int64_t job, int64_t attempt, bool now) {
   if (const auto listed = list(true); !listed) return listed.error();
   const auto found = listed_.find(name_of(job, attempt));
   if (found == listed_.end()) return {};
-  const std::string& id = found->second.id;
-  std::vector<std::string> command = {"scancel"};
-  const bool pending = is_pending(found->second.state);
-  if (!now && pending) {
-    command.emplace_back("--state=PENDING");  // one that has begun meanwhile is asked the next time
-  } else if (!now) {
-    if (!is_running(found->second.state)) return {};
-    command.insert(command.end(), {"--batch", "--signal=TERM"});
-  }
-  command.push_back(id);
-  if (const Result<CommandOutput> done = slurm(command); !done) return done.error();
-  return {};
+  const auto& [id, name, state] = found->second;
+  if (now) return slurm_->cancel(id, /*if_pending=*/false);
+  // One that has begun meanwhile is asked the next time.
+  if (is_pending(state)) return slurm_->cancel(id, /*if_pending=*/true);
+  return is_running(state) ? slurm_->ask(id) : Result<void>();
 }
 
 Result<void> SlurmEngine::hold(int64_t job, int64_t attempt, bool held) {
   if (const auto listed = list(true); !listed) return listed.error();
   const auto found = listed_.find(name_of(job, attempt));
   if (found == listed_.end()) return make_error(ErrorKind::kNotFound, "Slurm has no ", name_of(job, attempt));
-  const Result<CommandOutput> done = slurm({"scontrol", held ? "hold" : "release", found->second.id});
-  return done ? Result<void>() : done.error();
+  return slurm_->hold(found->second.id, held);
 }
 
 }  // namespace moebius::queue

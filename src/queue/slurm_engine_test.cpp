@@ -48,8 +48,9 @@ class SlurmEngineTest : public testing::Test {
  protected:
   SlurmEngine engine() {
     return {folder.path(),
-            {.queue_name = "q", .arguments = {"--partition=gpu"}, .per_worker = "gpus", .status_every_s = 0},
-            [this](const std::vector<std::string>& command) { return slurm(command); }};
+            {.queue_name = "q", .per_worker = "gpus", .status_every_s = 0},
+            make_slurm_commands({"--partition=gpu"},
+                                [this](const std::vector<std::string>& command) { return slurm(command); })};
   }
   Launch launch(int64_t attempt = 1) {
     return {.job = 7,

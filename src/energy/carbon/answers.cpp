@@ -98,8 +98,12 @@ Result<int64_t> parse_utc(std::string_view text) {
          second;
 }
 
-Result<Answer> parse_electricity_maps(std::string_view body, std::string_view list) {
+Result<Answer> parse_electricity_maps(std::string_view body, std::string_view list, std::string_view zone) {
   return parse(body, [&](const Json& json, Answer& answer) -> const char* {
+    // Zones that it does not know are answered with that of the caller's address.
+    if (const Json* answered = member(json, "zone");
+        answered != nullptr && !zone.empty() && answered->get_ref<const std::string&>() != zone)
+      return "another zone than was asked for";
     const Json* points = member(json, std::string(list).c_str());
     if (points == nullptr || !points->is_array()) return "no list of points";
     answer.signal = "average, scope not stated";
@@ -135,13 +139,16 @@ Result<Answer> parse_gb(std::string_view body, GbValue value) {
   });
 }
 
-Result<Answer> parse_watttime(std::string_view body) {
+Result<Answer> parse_watttime(std::string_view body, std::string_view region) {
   return parse(body, [&](const Json& json, Answer& answer) -> const char* {
     const Json* points = member(json, "data");
     if (points == nullptr || !points->is_array()) return "no list of points";
     answer.signal = "marginal";
     answer.step_s = 300;
     if (const Json* meta = member(json, "meta")) {
+      if (const Json* answered = member(*meta, "region");
+          answered != nullptr && !region.empty() && answered->get_ref<const std::string&>() != region)
+        return "another region than was asked for";
       const Json* units = member(*meta, "units");
       if (units != nullptr && units->get<std::string>() != "lbs_co2_per_mwh")
         return "units that are not lbs_co2_per_mwh, so no intensity,";

@@ -76,11 +76,11 @@ class ElectricityMaps final : public WebProvider {
         headers_{"auth-token: " + token} {}
   Outcome history(double) override {
     return fetch("/v3/carbon-intensity/history?zone=" + zone_, headers_,
-                 [](std::string_view body) { return parse_electricity_maps(body, "history"); });
+                 [this](std::string_view body) { return parse_electricity_maps(body, "history", zone_); });
   }
   Outcome forecast(double) override {
     return fetch("/v3/carbon-intensity/forecast?zone=" + zone_ + "&horizonHours=24", headers_,
-                 [](std::string_view body) { return parse_electricity_maps(body, "forecast"); });
+                 [this](std::string_view body) { return parse_electricity_maps(body, "forecast", zone_); });
   }
 
  private:
@@ -127,7 +127,8 @@ class WattTime final : public WebProvider {
       if (token_.empty()) {
         if (auto failed = log_in()) return *failed;
       }
-      Outcome outcome = fetch(path, {"Authorization: Bearer " + token_}, parse_watttime);
+      Outcome outcome = fetch(path, {"Authorization: Bearer " + token_},
+                              [this](std::string_view body) { return parse_watttime(body, region_); });
       const Refused* refused = std::get_if<Refused>(&outcome);
       if (again || refused == nullptr || refused->error.kind != ErrorKind::kPermission) return outcome;
       token_.clear();

@@ -16,8 +16,8 @@
 #include <string_view>
 #include <vector>
 
+#include "base/http.h"
 #include "base/result.h"
-#include "energy/carbon/http.h"
 #include "energy/carbon/trace.h"
 
 namespace moebius::energy::carbon {
@@ -64,10 +64,13 @@ bool is_provider_name(std::string_view source);  // not a file
 
 // The bodies of their answers. kInvalid, with what is wrong and where, for anything that is not one; readings
 // without a value yet (null) are left out.
-Result<Answer> parse_electricity_maps(std::string_view body, std::string_view list);  // "history", "forecast"
+// `list`: "history" or "forecast". `zone`, `region`: which an answer that names its own must be for; empty:
+// any.
+Result<Answer> parse_electricity_maps(std::string_view body, std::string_view list,
+                                      std::string_view zone = {});
 enum class GbValue { kActual, kForecast };
 Result<Answer> parse_gb(std::string_view body, GbValue value);
-Result<Answer> parse_watttime(std::string_view body);
+Result<Answer> parse_watttime(std::string_view body, std::string_view region = {});
 
 // Times as the three write them: 2031-01-01T12:00:00.000Z, 2031-01-01T12:00Z, 2031-01-01T12:00:00+00:00.
 Result<int64_t> parse_utc(std::string_view text);

@@ -6,8 +6,8 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/replay_server.h"
 #include "base/test_folder.h"
-#include "energy/carbon/replay_server.h"
 
 namespace moebius::energy::carbon {
 namespace {
@@ -188,6 +188,14 @@ TEST(Answers, what_is_no_answer_is_refused) {
                 R"({"history":[{"carbonIntensity":1,"datetime":"2031-01-01T12:00Z","isEstimated":"yes"}]})",
                 "history")),
             "");
+  // What a provider says of another place than was asked for, as of an unknown zone.
+  EXPECT_NE(refused(parse_electricity_maps(recorded("electricitymaps_history"), "history", "DE"))
+                .find("another zone than was asked for"),
+            std::string::npos);
+  EXPECT_TRUE(parse_electricity_maps(recorded("electricitymaps_history"), "history", "XX-TEST"));
+  EXPECT_NE(refused(parse_watttime(recorded("watttime_forecast"), "CAISO_NORTH"))
+                .find("another region than was asked for"),
+            std::string::npos);
   // A percentile is no intensity.
   EXPECT_NE(refused(parse_watttime(recorded("watttime_signal_index"))).find("no intensity"),
             std::string::npos);

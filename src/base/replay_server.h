@@ -1,4 +1,4 @@
-// An HTTP server on loopback that answers as a test says, for clients of grid data. Only for tests.
+// An HTTP server on loopback that answers as a test says. Only for tests.
 #pragma once
 
 #include <arpa/inet.h>
@@ -14,7 +14,7 @@
 
 #include "base/check.h"
 
-namespace moebius::energy::carbon {
+namespace moebius {
 
 struct ReplayAnswer {
   int status = 200;
@@ -24,7 +24,7 @@ struct ReplayAnswer {
 
 class ReplayServer {
  public:
-  // `answer` gets the request line and headers; it is called on the server's thread.
+  // `answer` gets the request line, headers and body; it is called on the server's thread.
   explicit ReplayServer(std::function<ReplayAnswer(const std::string&)> answer) : answer_(std::move(answer)) {
     listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     sockaddr_in address{};
@@ -52,13 +52,19 @@ class ReplayServer {
   }
 
  private:
+  static bool is_whole(const std::string& request) {
+    const size_t end = request.find("\r\n\r\n"), length = request.find("Content-Length: ");
+    if (end == std::string::npos) return false;
+    return length == std::string::npos || length > end ||
+           request.size() >= end + 4 + std::stoul(request.substr(length + 16));
+  }
   void serve() {
     for (;;) {
       const int fd = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
       if (fd < 0) return;
       std::string request;
       char buffer[4096];
-      for (ssize_t got = 1; got > 0 && request.find("\r\n\r\n") == std::string::npos;) {
+      for (ssize_t got = 1; got > 0 && !is_whole(request);) {
         got = ::read(fd, buffer, sizeof buffer);
         if (got > 0) request.append(buffer, static_cast<size_t>(got));
       }
@@ -86,4 +92,4 @@ class ReplayServer {
   std::thread thread_;
 };
 
-}  // namespace moebius::energy::carbon
+}  // namespace moebius

@@ -1,4 +1,4 @@
-#include "energy/carbon/http.h"
+#include "base/http.h"
 
 #include <curl/curl.h>
 #include <dlfcn.h>
@@ -7,15 +7,16 @@
 #include <cstdlib>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 
 // Macros of its header that would be in the way of the names below.
 #undef curl_easy_setopt
 #undef curl_easy_getinfo
 
-namespace moebius::energy::carbon {
+namespace moebius {
 namespace {
 
-// libcurl is loaded when a provider is first asked: it brings thirty libraries along, which no other command
+// libcurl is loaded at the first request: it brings thirty libraries along, which no other command
 // should wait for. Its headers alone are needed to build.
 struct Curl {
   decltype(&::curl_global_init) global_init = nullptr;
@@ -64,39 +65,50 @@ struct Curl {
   }
 };
 
-constexpr size_t kMaxBodyBytes = size_t{8} << 20;
+struct Body {
+  std::string text;
+  size_t max_bytes;
+};
 
-size_t append_body(char* data, size_t size, size_t count, void* body) {
-  auto& text = *static_cast<std::string*>(body);
-  if (text.size() + size * count > kMaxBodyBytes) return 0;  // ends the transfer
-  text.append(data, size * count);
+size_t append_body(char* data, size_t size, size_t count, void* given) {
+  auto& body = *static_cast<Body*>(given);
+  if (body.text.size() + size * count > body.max_bytes) return 0;  // ends the transfer
+  body.text.append(data, size * count);
   return size * count;
 }
 
 class CurlClient final : public HttpClient {
  public:
-  explicit CurlClient(double timeout_s) : timeout_ms_(static_cast<long>(1000 * timeout_s)) {}
+  CurlClient(double timeout_s, size_t max_bytes)
+      : timeout_ms_(static_cast<long>(1000 * timeout_s)), max_bytes_(max_bytes) {}
   ~CurlClient() override {
     if (handle_ != nullptr) Curl::get().easy_cleanup(handle_);
   }
 
-  Result<HttpReply> get(const std::string& url, const std::vector<std::string>& headers) override {
+  Result<HttpReply> send(const HttpRequest& request) override {
     const Curl& api = Curl::get();
     if (!api.problem.empty()) return make_error(ErrorKind::kUnavailable, api.problem);
     if (handle_ == nullptr) handle_ = api.easy_init();
     if (handle_ == nullptr) return make_error(ErrorKind::kUnavailable, "libcurl has no memory");
     CURL* const curl = handle_;
     api.easy_reset(curl);  // connections stay
-    HttpReply reply;
+    Body body{{}, max_bytes_};
     curl_slist* raw = nullptr;
-    for (const std::string& each : headers) raw = api.slist_append(raw, each.c_str());
+    for (const std::string& each : request.headers) raw = api.slist_append(raw, each.c_str());
     const std::unique_ptr<curl_slist, void (*)(curl_slist*)> list(raw, api.slist_free_all);
     char reason[CURL_ERROR_SIZE] = {};
-    api.setopt(curl, CURLOPT_URL, url.c_str());
+    api.setopt(curl, CURLOPT_URL, request.url.c_str());
     api.setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
     api.setopt(curl, CURLOPT_HTTPHEADER, list.get());
     api.setopt(curl, CURLOPT_WRITEFUNCTION, append_body);
-    api.setopt(curl, CURLOPT_WRITEDATA, &reply.body);
+    api.setopt(curl, CURLOPT_WRITEDATA, &body);
+    if (request.method == "POST") {
+      api.setopt(curl, CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(request.body.size()));
+      api.setopt(curl, CURLOPT_POSTFIELDS, request.body.c_str());
+    } else if (request.method != "GET") {
+      api.setopt(curl, CURLOPT_CUSTOMREQUEST, request.method.c_str());
+    }
+    if (!request.unix_socket.empty()) api.setopt(curl, CURLOPT_UNIX_SOCKET_PATH, request.unix_socket.c_str());
     api.setopt(curl, CURLOPT_TIMEOUT_MS, timeout_ms_);
     api.setopt(curl, CURLOPT_NOSIGNAL, 1L);
     api.setopt(curl, CURLOPT_ERRORBUFFER, reason);
@@ -111,20 +123,19 @@ class CurlClient final : public HttpClient {
     curl_off_t retry_after = 0;
     api.getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
     api.getinfo(curl, CURLINFO_RETRY_AFTER, &retry_after);
-    reply.status = static_cast<int>(status);
-    reply.retry_after_s = static_cast<double>(retry_after);
-    return reply;
+    return HttpReply{static_cast<int>(status), std::move(body.text), static_cast<double>(retry_after)};
   }
 
  private:
   CURL* handle_ = nullptr;
   long timeout_ms_;
+  size_t max_bytes_;
 };
 
 }  // namespace
 
-std::unique_ptr<HttpClient> make_curl_client(double timeout_s) {
-  return std::make_unique<CurlClient>(timeout_s);
+std::unique_ptr<HttpClient> make_curl_client(double timeout_s, size_t max_bytes) {
+  return std::make_unique<CurlClient>(timeout_s, max_bytes);
 }
 
 std::string basic_authorization(const std::string& user, const std::string& password) {
@@ -140,4 +151,4 @@ std::string basic_authorization(const std::string& user, const std::string& pass
   return text;
 }
 
-}  // namespace moebius::energy::carbon
+}  // namespace moebius
