@@ -2,10 +2,13 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <cmath>
+#include <cstdlib>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/clock.h"
@@ -112,9 +115,39 @@ const char* shown_state(State state, Wanted wanted) {
   return queue::state_name(state);
 }
 
+// Text of the last value that was asked for: neighbours in a long list have mostly the same one, and
+// formatting is what a list of a hundred thousand jobs would spend its time on.
+class LastText {
+ public:
+  template <class Format>
+  const std::string& of(double value, const Format& format) {
+    if (!known_ || value != value_) text_ = format(value);
+    known_ = true;
+    value_ = value;
+    return text_;
+  }
+
+ private:
+  bool known_ = false;
+  double value_ = 0;
+  std::string text_;
+};
+
+// Right-aligned, or with a negative width left-aligned.
+void append(std::string& out, std::string_view text, int width) {
+  const size_t size = static_cast<size_t>(std::abs(width)),
+               spaces = size > text.size() ? size - text.size() : 0;
+  if (width > 0) out.append(spaces, ' ');
+  out += text;
+  if (width < 0) out.append(spaces, ' ');
+}
+
+std::string_view text_of(const fmt::format_int& number) {
+  return {number.data(), number.size()};
+}
+
 void print_list(const std::string& folder, bool all, bool json) {
   queue::Store store(queue_folder(folder), Access::kRead);
-  fmt::memory_buffer out;
   if (json) {
     nlohmann::ordered_json list = nlohmann::ordered_json::array();
     store.list(all, [&](const queue::JobRow& row) {
@@ -132,25 +165,33 @@ void print_list(const std::string& folder, bool all, bool json) {
     std::cout << list.dump(1) << "\n";
     return;
   }
-  fmt::format_to(std::back_inserter(out), "{:>7}  {:<9} {:>4} {:>7} {:>5}  {:<17}  {}\n", "job", "state",
-                 "prio", "length", "done", "deadline", "name");
-  std::string day;
-  double day_of = -1;
+  std::string out = fmt::format("{:>7}  {:<9} {:>4} {:>7} {:>5}  {:<17}  {}\n", "job", "state", "prio",
+                                "length", "done", "deadline", "name");
+  const auto flush = [&out] {
+    std::cout.write(out.data(), static_cast<std::streamsize>(out.size()));
+    out.clear();
+  };
+  LastText length, done, deadline;
   store.list(all, [&](const queue::JobRow& row) {
-    // Deadlines of one minute are written once: a hundred thousand rows are read at a glance, but not made
-    // so.
-    const double minute = row.deadline_s - std::fmod(row.deadline_s, 60.0);
-    if (minute != day_of) {
-      day = iso_time(minute).substr(0, 16) + "Z";
-      day_of = minute;
-    }
-    const double hours = row.length_s / 3600;
     const double share = row.state == State::done ? 1 : std::min(row.work_done_s / row.length_s, 0.99);
-    fmt::format_to(std::back_inserter(out), "{:>7}  {:<9} {:>4} {:>6.1f}h {:>4.0f}%  {:<17}  {}{}{}\n",
-                   row.id, shown_state(row.state, row.wanted), row.priority, hours, 100 * share, day,
-                   row.name, row.note.empty() ? "" : ": ", row.note);
+    append(out, text_of(fmt::format_int(row.id)), 7);
+    out += "  ";
+    append(out, shown_state(row.state, row.wanted), -9);
+    append(out, text_of(fmt::format_int(row.priority)), 5);
+    append(out, length.of(row.length_s, [](double s) { return fmt::format("{:.1f}h", s / 3600); }), 8);
+    append(out, done.of(share, [](double part) { return fmt::format("{:.0f}%", 100 * part); }), 6);
+    out += "  ";
+    append(out,
+           deadline.of(row.deadline_s - std::fmod(row.deadline_s, 60.0),
+                       [](double s) { return iso_time(s).substr(0, 16) + "Z"; }),
+           -17);
+    out += "  ";
+    out += row.name;
+    if (!row.note.empty()) (out += ": ") += row.note;
+    out += '\n';
+    if (out.size() > 60000) flush();
   });
-  std::cout.write(out.data(), static_cast<std::streamsize>(out.size()));
+  flush();
 }
 
 StoredJob find(queue::Store& store, int64_t id) {
