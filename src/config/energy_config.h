@@ -16,6 +16,7 @@ struct EnergyConfig {
   std::string grid_source;
   std::string grid_from;
   double cpu_watts_per_core = 0;
+  bool sensors = true;
   double sample_ms = 20;
   std::string governor = "off";
   std::string governor_profile;
@@ -39,6 +40,9 @@ void describe(V& v, EnergyConfig& c) {
           "Replay the trace from this time (2022-06-01T00:00:00Z); empty: from now.");
   v.field("cpu_watts_per_core", c.cpu_watts_per_core, range(0, 100), "W",
           "For an estimate of the host's energy where no counter is readable; 0: none.");
+  v.field(
+      "sensors", c.sensors, any(), "",
+      "Read the machine's sensors and note phases; false: neither, and nothing of energy is in the results.");
   v.field("sample_ms", c.sample_ms, range(1, 1000), "ms",
           "Aim of the interval between readings of the sensors; they take at most 0.4 % of it.");
   v.field("governor", c.governor, one_of({"off", "fixed", "per-phase", "slack", "own"}), "",

@@ -76,6 +76,7 @@ class Meter {
 // `found`: the device, also when it has no counter.
 Meter device_meter(const std::optional<std::string>& pci_bus_id, const EnergySources& sources,
                    std::optional<NvmlDevice>* found) {
+  if (!sources.read) return {"", "energy.sensors is false"};
   if (!pci_bus_id) return {"", "no GPU is used"};
   const auto nvml = Nvml::open(sources.nvml_library);
   if (!nvml) return {"", nvml.error().message};
@@ -93,6 +94,7 @@ Meter device_meter(const std::optional<std::string>& pci_bus_id, const EnergySou
 }
 
 Meter host_meter(const EnergySources& sources) {
+  if (!sources.read) return {"", "energy.sensors is false"};
   const RaplSurvey survey = survey_rapl(sources.powercap);
   std::string method = "RAPL";
   std::vector<std::pair<RaplDomain, double>> counted;

@@ -26,6 +26,7 @@ struct EnergySources {
   std::string nvml_library = kNvmlLibrary;
   std::filesystem::path powercap = kPowercap;
   const Clock* clock = &system_clock();  // outlives the counter
+  bool read = true;                      // false: no counter is looked for
   // Counters that wrap are read in the background so often that no wrap is missed (every 8 s to 60 s on the
   // CPUs that we know). A number here sets the interval; 0: only the caller reads.
   std::optional<double> background_seconds;

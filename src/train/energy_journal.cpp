@@ -21,7 +21,8 @@ constexpr double kLaterShare = 0.01;
 energy::RunLedgerOptions ledger_options(const EnergyJournal::Context& context) {
   energy::RunLedgerOptions options;
   if (context.device.is_cuda()) options.pci_bus_id = context.pci_bus_id;
-  options.cpu_watts_per_core = context.config.cpu_watts_per_core;
+  options.sources.read = context.config.sensors;
+  options.cpu_watts_per_core = context.config.sensors ? context.config.cpu_watts_per_core : 0;
   options.grid = grid_of(context.config);
   options.sample_seconds = context.config.sample_ms / 1e3;
   return options;
@@ -70,7 +71,7 @@ EnergyJournal::EnergyJournal(const Context& context, telemetry::TrainMetrics& me
     : context_(context),
       metrics_(metrics),
       ledger_(ledger_options(context)),
-      timer_(context.device),
+      timer_(context.device, system_clock(), context.config.sensors),
       session_(system_clock().wall_iso()) {}
 
 void EnergyJournal::step(int64_t step, int64_t num_tokens, bool waited) {

@@ -52,6 +52,20 @@ TEST(TrainEnergy, an_estimate_by_phase_sums_to_what_the_process_used) {
   EXPECT_DOUBLE_EQ(end["host"]["joules"].get<double>(), host["joules"].get<double>());
 }
 
+TEST(TrainEnergy, without_sensors_nothing_of_energy_is_in_the_results) {
+  const TestFolder folder;
+  TrainOptions options = tiny_run(folder, "run", 4);
+  options.config.energy.sensors = false;
+  options.config.energy.cpu_watts_per_core = 10;
+  options.config.energy.grid_intensity = 360;
+  train(options);
+  const nlohmann::json summary = json_of(options.run_dir / "summary.json");
+  EXPECT_FALSE(summary.contains("energy")) << summary.dump();
+  EXPECT_EQ(summary["energy_method"],
+            "device: none (energy.sensors is false); host: none (energy.sensors is false)");
+  EXPECT_FALSE(std::filesystem::exists(options.run_dir / "energy.jsonl"));
+}
+
 TEST(TrainEnergy, a_resumed_run_appends_another_session) {
   const TestFolder folder;
   TrainOptions options = tiny_run(folder, "run", 4);

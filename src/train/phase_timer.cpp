@@ -11,7 +11,9 @@ namespace {
 constexpr double kToleranceSeconds = 0.001;
 }  // namespace
 
-PhaseTimer::PhaseTimer(at::Device device, const Clock& clock) : device_(device), clock_(clock) {
+PhaseTimer::PhaseTimer(at::Device device, const Clock& clock, bool on)
+    : device_(device), clock_(clock), on_(on) {
+  if (!on_) return;
   mark(energy::Phase::kIdle);
   if (!device_.is_cpu()) marks_.front().event->synchronize();
   opened_ = clock_.seconds();
@@ -24,6 +26,7 @@ c10::Event PhaseTimer::event_now() const {
 }
 
 void PhaseTimer::mark(energy::Phase phase) {
+  if (!on_) return;
   Mark mark{phase, clock_.seconds(), std::nullopt};
   if (!device_.is_cpu()) mark.event.emplace(event_now());
   marks_.push_back(std::move(mark));
@@ -57,6 +60,7 @@ std::vector<energy::PhaseSpan> PhaseTimer::take(bool waited) {
 }
 
 std::vector<energy::PhaseSpan> PhaseTimer::finish() {
+  if (!on_) return {};
   mark(energy::Phase::kIdle);
   if (!device_.is_cpu()) marks_.back().event->synchronize();
   return take(/*waited=*/true);

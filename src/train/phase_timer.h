@@ -21,8 +21,9 @@ namespace moebius::train {
 
 class PhaseTimer {
  public:
-  // `clock` (also that of the ledger) outlives the timer. Waits for the device once.
-  explicit PhaseTimer(at::Device device, const Clock& clock = system_clock());
+  // `clock` (also that of the ledger) outlives the timer. Waits for the device once. With `on` false it does
+  // nothing, and there are no spans.
+  explicit PhaseTimer(at::Device device, const Clock& clock = system_clock(), bool on = true);
 
   // From here on the device is in `phase`, until the next mark.
   void mark(energy::Phase phase);
@@ -42,6 +43,7 @@ class PhaseTimer {
 
   at::Device device_;
   const Clock& clock_;
+  bool on_;
   std::deque<Mark> marks_;  // the first is the phase that is open
   double opened_ = 0;       // when it began, on the host's clock
 };

@@ -105,12 +105,12 @@ def main():
     model = build_model(shape, args)
     optimizer = torch.optim.AdamW(model.parameters(), lr=shape["optimizer"]["lr"], fused=True)
     forward = torch.compile(model) if args.compile else model
-    seconds, energy_start = [], None
+    seconds, energy_start, measured_from = [], None, None
     for step in range(args.warmup + args.steps):
         tokens = torch.randint(shape["model"]["vocab"], (batch, sequence), device=args.device)
         measure.synchronize(args.device)
         if step == args.warmup:
-            energy_start = joules(args.device)
+            energy_start, measured_from = joules(args.device), time.time()
         start = time.perf_counter()
         loss = forward(input_ids=tokens, labels=tokens).loss
         loss.backward()
@@ -120,6 +120,7 @@ def main():
         optimizer.zero_grad(set_to_none=True)
         measure.synchronize(args.device)
         seconds.append(time.perf_counter() - start)
+    measured_until = time.time()
     energy_end = joules(args.device)
     step_seconds, num_tokens = statistics.median(seconds[args.warmup:]), batch * sequence
     result = dict(
@@ -129,7 +130,7 @@ def main():
         step_ms=round(1e3 * step_seconds, 2), fastest_step_ms=round(1e3 * min(seconds[args.warmup:]), 2),
         peak_memory_bytes=memory.bytes(), parameters=sum(p.numel() for p in model.parameters()),
         layers=shape["model"]["layers"], vocab=shape["model"]["vocab"], sequence=sequence, batch=batch, clip=clip,
-        steps=args.steps, loss=round(loss.item(), 4))
+        steps=args.steps, loss=round(loss.item(), 4), measured_from=measured_from, measured_until=measured_until)
     if energy_start is not None and energy_end is not None:
         result["joules_per_token"] = (energy_end - energy_start) / (args.steps * num_tokens)
     measure.print_result(args.device, **result, transformers=transformers.__version__, attention=args.attention)
