@@ -1,12 +1,16 @@
 #include "energy/phase_ledger.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace moebius::energy {
 
 namespace {
 constexpr double kFading = 0.9;       // of a mean's former samples, per window
 constexpr double kFewestSamples = 3;  // for a mean of its own
+// Halves of a window that differ by more are not the same power. On an H200 the means of halves of 1.5 s
+// differ by some 5 %.
+constexpr double kSteady = 0.1;
 }  // namespace
 
 void PhaseLedger::add_span(const PhaseSpan& span) {
@@ -68,13 +72,10 @@ PhaseLedger::Window PhaseLedger::settle_window(double begin, double end, std::op
   }
   time[static_cast<size_t>(Phase::kIdle)] += end - at;
 
-  learn_power(begin, end);
   const double sampled = power_integral(begin, end);
-  const double weight = sum_of(watts_weight_), mean = weight > 0 ? sum_of(watts_sum_) / weight : 0;
-  PerPhase raw{};
-  for (size_t i = 0; i < kNumPhases; ++i)
-    raw[i] = time[i] * (watts_weight_[i] >= kFewestSamples ? watts_sum_[i] / watts_weight_[i] : mean);
-  const PerPhase& shares = sum_of(raw) > 0 ? raw : time;
+  PerPhase shares = relative_power(begin, end);
+  for (size_t i = 0; i < kNumPhases; ++i) shares[i] *= time[i];
+  if (sum_of(shares) <= 0) shares = time;  // only phases at no power
   const double whole = sum_of(shares), all = joules.value_or(sampled);
   for (size_t i = 0; i < kNumPhases; ++i) {
     window.joules[i] = all * shares[i] / whole;
@@ -92,21 +93,37 @@ PhaseLedger::Window PhaseLedger::settle_window(double begin, double end, std::op
   return window;
 }
 
-// Takes the window's samples into the means of their phases.
-void PhaseLedger::learn_power(double begin, double end) {
-  for (size_t i = 0; i < kNumPhases; ++i) {
-    watts_sum_[i] *= kFading;
-    watts_weight_[i] *= kFading;
-  }
+// Power of each phase over the window's mean.
+PerPhase PhaseLedger::relative_power(double begin, double end) {
+  PerPhase sum{}, count{}, half_sum{}, half_count{};  // of the halves: the first two
   auto span = spans_.begin();
   for (const Point& point : power_) {
     if (point.seconds < begin || point.seconds >= end) continue;
     while (span != spans_.end() && span->end_seconds <= point.seconds) ++span;
     const bool inside = span != spans_.end() && span->begin_seconds <= point.seconds;
     const auto phase = static_cast<size_t>(inside ? span->phase : Phase::kIdle);
-    watts_sum_[phase] += point.value;
-    watts_weight_[phase] += 1;
+    sum[phase] += point.value;
+    count[phase] += 1;
+    const size_t half = point.seconds < (begin + end) / 2 ? 0 : 1;
+    half_sum[half] += point.value;
+    half_count[half] += 1;
   }
+  const double samples = sum_of(count), mean = samples > 0 ? sum_of(sum) / samples : 0;
+  const bool steady = half_count[0] > 0 && half_count[1] > 0 &&
+                      std::abs(half_sum[0] / half_count[0] - half_sum[1] / half_count[1]) <= kSteady * mean;
+  if (steady && mean > 0) {
+    for (size_t i = 0; i < kNumPhases; ++i) {
+      power_sum_[i] = kFading * power_sum_[i] + sum[i] / mean;
+      power_weight_[i] = kFading * power_weight_[i] + count[i];
+    }
+  }
+  PerPhase relative{};
+  for (size_t i = 0; i < kNumPhases; ++i) {
+    const bool own = !steady && count[i] >= kFewestSamples && mean > 0;
+    const bool learned = power_weight_[i] >= kFewestSamples;
+    relative[i] = own ? sum[i] / count[i] / mean : learned ? power_sum_[i] / power_weight_[i] : 1;
+  }
+  return relative;
 }
 
 double PhaseLedger::power_integral(double begin, double end) const {

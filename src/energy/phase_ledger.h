@@ -4,11 +4,14 @@
 //   counter  the device's own energy counter, which is right in sum and too coarse for phases (NVML renews it
 //            every 20 ms to 100 ms; a phase may take 5 ms).
 //
-// Method. Each sample of power counts for the phase that ran when it was taken; the mean of a phase's samples
-// (earlier windows fade, a tenth each) times the time that its spans cover gives its raw joules. Means per
-// phase, not the integral along time, since phases are shorter than the distance of two samples: over many
-// steps samples fall into every phase at random moments, and holding a sample until the next would smear
-// power over the borders. A phase without samples gets the mean of all. Raw joules of a window between two
+// Method. Each sample of power counts for the phase that ran when it was taken; a phase's power over the
+// window's mean, averaged over its samples (earlier windows fade, a tenth each), times the time that its
+// spans cover gives its share. Means per phase, not the integral along time, since phases are shorter than
+// the distance of two samples: over many steps samples fall into every phase at random moments, and holding a
+// sample until the next would smear power over the borders. Only windows whose power is the same in both
+// halves are learned from and judged by what was learned: in others (a slow first step at low power, phases
+// of seconds) power belongs to a time more than to a phase, and the window's own samples count. A phase
+// without samples gets the mean of all. Shares of a window between two
 // readings of the counter are then scaled to what the counter advanced, so phases add up to the counter and
 // only their proportions rest on the samples. Without a counter they are scaled to the integral of the power;
 // without power a window is shared by time. Windows are at least `window_seconds` long: the counter shows a
@@ -61,7 +64,7 @@ class PhaseLedger {
   };
   Window settle_window(double begin, double end, std::optional<double> joules);
   double power_integral(double begin, double end) const;
-  void learn_power(double begin, double end);
+  PerPhase relative_power(double begin, double end);
   void forget(double before);
 
   Options options_;
@@ -69,7 +72,7 @@ class PhaseLedger {
   std::deque<Point> power_, counter_;
   std::optional<double> settled_until_;  // without a counter
   PerPhase joules_{}, seconds_{};
-  PerPhase watts_sum_{}, watts_weight_{};  // samples of each phase, earlier ones faded
+  PerPhase power_sum_{}, power_weight_{};  // samples of each phase over their window's mean, earlier faded
   double counter_total_ = 0, sampled_total_ = 0;
   bool any_counter_ = false, any_power_ = false;
 };

@@ -71,6 +71,37 @@ TEST(PhaseLedger, phases_add_up_to_the_counter_and_keep_their_proportions) {
   EXPECT_NEAR(of(ledger.seconds(), Phase::kIdle), 40 * 0.04, 0.05);
 }
 
+// The first step of a run compiles, allocates and draws little: what forward and backward drew in it says
+// nothing of theirs in later steps.
+TEST(PhaseLedger, a_slow_first_step_does_not_colour_later_ones) {
+  PhaseLedger ledger({});
+  ledger.add_counter(0, 0);
+  double t = 0, joules = 0;
+  const auto phase = [&](Phase which, double seconds, double watts) {
+    ledger.add_span({which, t, t + seconds});
+    for (const double end = t + seconds; t < end - 1e-9; t += 0.005) {
+      joules += 0.005 * watts;
+      ledger.add_power(t + 0.002, watts);
+    }
+  };
+  phase(Phase::kForward, 0.8, 150);
+  phase(Phase::kBackward, 0.8, 250);
+  double optimizer = 0;
+  for (int step = 0; step < 60; ++step) {
+    phase(Phase::kForward, 0.03, 700);
+    phase(Phase::kBackward, 0.05, 700);
+    phase(Phase::kOptimizer, 0.01, 700);
+    optimizer += 0.01 * 700;
+    if (step % 10 == 0) ledger.add_counter(t, joules);
+    ledger.settle(t);
+  }
+  ledger.add_counter(t, joules);
+  ledger.settle(t, /*finish=*/true);
+  EXPECT_NEAR(sum_of(ledger.joules()), joules, 1e-6);
+  EXPECT_NEAR(of(ledger.joules(), Phase::kOptimizer) / optimizer, 1, 0.03);
+  EXPECT_NEAR(of(ledger.joules(), Phase::kForward) / (0.8 * 150 + 60 * 0.03 * 700), 1, 0.03);
+}
+
 TEST(PhaseLedger, without_a_counter_the_integral_of_the_power_stands) {
   const PhaseLedger ledger = follow(20, 1, {.has_counter = false});
   EXPECT_FALSE(ledger.counter_joules());
