@@ -296,11 +296,17 @@ TEST_F(SlurmTest, a_step_of_srun_trains_as_one_process_does) {
 }
 
 TEST_F(SlurmTest, a_cluster_that_is_out_of_reach_is_named) {
-  ::setenv("SLURM_CONF", (folder / "nowhere.conf").c_str(), 1);
+  // The cluster's configuration with a port where nobody listens. (Without any, Slurm asks the network for
+  // one.)
+  std::string conf = read_file(folder / "slurm.conf");
+  const size_t port = conf.find("SlurmctldPort=") + 14;
+  conf.replace(port, conf.find('\n', port) - port, std::to_string(free_port()));
+  write_file_atomic(folder / "other.conf", conf);
+  ::setenv("SLURM_CONF", (folder / "other.conf").c_str(), 1);
   const Finished refused =
       run_program({"queue", "run", "--queue", queue(), "--engine", "slurm", "--until-empty"});
   EXPECT_EQ(refused.code, 2);
-  EXPECT_NE(refused.errors.find("Slurm"), std::string::npos) << refused.errors;
+  EXPECT_NE(refused.errors.find("Slurm's controller is out of reach"), std::string::npos) << refused.errors;
 }
 
 }  // namespace

@@ -87,7 +87,8 @@ class SlurmCommands final : public SlurmClient {
     const std::string said = first_line(done->err.empty() ? done->out : done->err);
     const bool unreachable = done->err.find("Unable to contact") != std::string::npos ||
                              done->err.find("Connection refused") != std::string::npos ||
-                             done->err.find("controller not responding") != std::string::npos;
+                             done->err.find("controller not responding") != std::string::npos ||
+                             said.ends_with(" is DOWN");  // scontrol ping
     return make_error(unreachable ? ErrorKind::kUnavailable : ErrorKind::kInvalid,
                       unreachable ? "Slurm's controller is out of reach: " : "Slurm refuses: ", command[0],
                       ": ", said);

@@ -132,6 +132,11 @@ TEST_F(SlurmEngineTest, out_of_reach_is_not_the_end_of_a_job) {
             std::string::npos);
   EXPECT_EQ(e.start(launch(2)).error().kind, ErrorKind::kUnavailable);
   EXPECT_FALSE(e.reach());
+  const auto down = make_slurm_commands({}, [](const std::vector<std::string>&) {
+    return CommandOutput{1, "Slurmctld(primary) at x is DOWN\n", ""};
+  });
+  EXPECT_EQ(down->reach().error().message,
+            "Slurm's controller is out of reach: scontrol: Slurmctld(primary) at x is DOWN");
   slurm.gone = false;
   EXPECT_TRUE(e.reach());
   slurm.refusal = "sbatch: error: invalid partition specified: gpu\n";
