@@ -16,6 +16,7 @@ struct ParallelConfig {
   bool sequence_parallel = true;
   int64_t ep = 1;
   int64_t ep_chunks = 2;
+  int64_t ep_node_size = 0;
   int64_t expert_tp = 0;
   int64_t pp = 1;
   int64_t cp = 1;
@@ -46,6 +47,10 @@ void describe(V& v, ParallelConfig& c) {
   v.field("ep_chunks", c.ep_chunks, range(1, 64), "",
           "Pieces in which a layer's tokens travel to their experts, so that one travels while another is "
           "computed. More hide more, and each reads the experts' weights again.");
+  v.field("ep_node_size", c.ep_node_size, range(0, 1 << 20), "ranks",
+          "Neighbouring ranks of ep that share a machine: tokens cross between machines once for all experts "
+          "that they go to there, then spread within it. Saves the slower links, costs a second exchange per "
+          "layer. 0: all ranks alike.");
   v.field(
       "expert_tp", c.expert_tp, range(0, 1 << 20), "ranks",
       "Ranks that split each expert; 0: as parallel.tp. 1 with tp above 1: ep counts over tensor ranks too.");
@@ -56,9 +61,10 @@ void describe(V& v, ParallelConfig& c) {
   v.field(
       "zero_stage", c.zero_stage, range(0, 3), "",
       "What the ranks of fsdp split: 0 nothing, 1 the optimizer's state, 2 gradients too, 3 weights too.");
-  v.field(
-      "backend", c.backend, one_of({"auto", "gloo", "nccl"}), "",
-      "What moves data between processes: NCCL between GPUs, Gloo between CPUs; auto: as the run's device.");
+  v.field("backend", c.backend, one_of({"auto", "gloo", "nccl"}), "",
+          "What moves data between processes: NCCL between GPUs, Gloo between CPUs and, through host memory, "
+          "between "
+          "GPUs; auto: NCCL where each process has a GPU of its own.");
   v.field("bucket_mb", c.bucket_mb, range(0.001, 1e6), "MB",
           "Gradients that travel together, as soon as the last of them is complete.");
   v.field("timeout_s", c.timeout_s, range(1, 1e6), "s",

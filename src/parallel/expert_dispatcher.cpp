@@ -3,12 +3,20 @@
 
 #include <ATen/ops/cat.h>
 
+#include <utility>
+
 #include "base/check.h"
 
 namespace moebius::parallel {
 
-ExpertDispatcher::ExpertDispatcher(Communicator& ep, int64_t num_experts, int64_t num_chunks)
-    : ep_(ep), num_experts_(num_experts), num_local_(num_experts / ep.size()), num_chunks_(num_chunks) {
+ExpertDispatcher::ExpertDispatcher(Communicator& ep, int64_t num_experts, int64_t num_chunks,
+                                   std::shared_ptr<const moe::TokenDispatcher> inner)
+    : ep_(ep),
+      num_experts_(num_experts),
+      num_local_(num_experts / ep.size()),
+      num_chunks_(num_chunks),
+      is_last_(inner == nullptr),
+      inner_(inner != nullptr ? std::move(inner) : std::make_shared<moe::LocalDispatcher>()) {
   MOEBIUS_CHECK(num_experts > 0 && num_experts % ep.size() == 0, num_experts, " experts on ", ep.size(),
                 " ranks of axis ", ep.axis());
   MOEBIUS_CHECK_GE(num_chunks, 1);
@@ -35,7 +43,7 @@ at::Tensor ExpertDispatcher::apply(const at::Tensor& x_TD, const ops::Routing& r
                                    const moe::ExpertWeights& experts, bool recompute,
                                    const std::function<void()>& meanwhile) const {
   const int64_t num_tokens = x_TD.size(0);
-  MOEBIUS_CHECK_EQ(experts.gate_up_E2FD.size(0), num_local_, "experts of rank ", ep_.rank());
+  if (is_last_) MOEBIUS_CHECK_EQ(experts.gate_up_E2FD.size(0), num_local_, "experts of rank ", ep_.rank());
   MOEBIUS_CHECK_EQ(routing.offsets_E1.size(0), num_experts_ + 1);
   MOEBIUS_CHECK_EQ(routing.weights_TK.size(0), num_tokens);
   MOEBIUS_CHECK(routing.experts_TK.sizes() == routing.weights_TK.sizes());
@@ -57,7 +65,7 @@ at::Tensor ExpertDispatcher::apply(const at::Tensor& x_TD, const ops::Routing& r
   for (size_t c = 0; c < count; ++c) {
     if (c + 1 < count) there[c + 1] = depart(trips[c + 1], x[c + 1], weights[c + 1]);
     const Arrival arrival = arrive(trips[c], there[c]);
-    back[c] = send_back(trips[c], local_.apply(arrival.x_AD, arrival.routing, experts, recompute, [] {}));
+    back[c] = send_back(trips[c], inner_->apply(arrival.x_AD, arrival.routing, experts, recompute, [] {}));
     if (c > 0) y[c - 1] = collect(trips[c - 1], back[c - 1]);
   }
   y[count - 1] = collect(trips[count - 1], back[count - 1]);

@@ -13,6 +13,13 @@
 //   ParamClass::expert   the ranks that hold the same block of experts: the data axes without ep
 //   all other classes    all ranks that hold different tokens: the data axes with ep
 //
+// Two levels (node-limited exchange; DeepSeek-AI 2024, section 3.2.2). Between machines the links are slower:
+// one dispatcher over the ranks that have the same place on each machine, whose blocks of experts are the
+// machines', and behind it, as `inner`, one over the ranks of a machine. A row then crosses between machines
+// once per token and machine, however many ranks hold experts of the token there; what comes back is the sum
+// of the machine. The ranks of a machine are neighbours in ep, so that experts lie where they do with one
+// level.
+//
 // Results. Routing is exact. A token's output is the sum over its ranks, in the order of its slots, of the
 // sums of each rank's experts: bit for bit that of moe::LocalDispatcher where all experts of a token are on
 // one rank (with top_k = 1 always), else equal up to one rounding per rank, in the dtype of x. Gradients of
@@ -35,7 +42,9 @@ class ExpertDispatcher final : public moe::TokenDispatcher {
   // the exchanges of one hide behind the products of another; every chunk reads the experts' weights again
   // and adds to their gradients. The first chunk hides behind `meanwhile` (the shared experts). num_experts
   // is a multiple of the axis' size (CHECK; the config says it to the user).
-  ExpertDispatcher(Communicator& ep, int64_t num_experts, int64_t num_chunks);
+  // inner: computes what arrives, in place of the experts of this rank.
+  ExpertDispatcher(Communicator& ep, int64_t num_experts, int64_t num_chunks,
+                   std::shared_ptr<const moe::TokenDispatcher> inner = nullptr);
 
   // A collective: every rank of the axis calls it for the same layer, with or without tokens. `experts` are
   // this rank's. Throws CommunicationFailed; so does the backward pass.
@@ -52,7 +61,8 @@ class ExpertDispatcher final : public moe::TokenDispatcher {
   Communicator& ep_;
   int64_t num_experts_, num_local_, num_chunks_;
   std::shared_ptr<ExpertTraffic> traffic_ = std::make_shared<ExpertTraffic>();
-  moe::LocalDispatcher local_;
+  bool is_last_;  // what arrives is for this rank's experts
+  std::shared_ptr<const moe::TokenDispatcher> inner_;
 };
 
 }  // namespace moebius::parallel

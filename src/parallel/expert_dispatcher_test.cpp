@@ -5,7 +5,10 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <atomic>
 #include <cmath>
+#include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -321,6 +324,59 @@ TEST(ExpertDispatcher, sends_a_row_once_to_a_rank) {
     EXPECT_EQ(dispatcher.traffic().rows, 50);
     EXPECT_EQ(dispatcher.traffic().slots, 50 * 4);
   });
+}
+
+// Six ranks on two machines of three: rows between machines, counted by their slots, and the results.
+TEST(ExpertDispatcher, in_two_levels_crosses_between_machines_once_for_each) {
+  constexpr int kNode = 3, kRanks = 6;
+  const SpreadCase setup{
+      .name = "", .tokens = {30, 17, 0, 25, 31, 8}, .experts = 12, .top_k = 5, .chunks = 2, .capacity = 11};
+  const Problem problem = make_problem(setup);
+  const int64_t local = setup.num_local();
+  int64_t by_rank = 0, by_node = 0;  // rows that cross, one per token and rank or machine
+  for (int rank = 0; rank < kRanks; ++rank) {
+    const ops::Routing& routing = problem.ranks[static_cast<size_t>(rank)].routing;
+    for (int64_t t = 0; t < routing.experts_TK.size(0); ++t) {
+      std::set<int64_t> ranks, nodes;
+      for (int64_t k = 0; k < setup.top_k; ++k) {
+        if (routing.inverse_R[t * setup.top_k + k].item<int>() < 0) continue;
+        const int64_t to = routing.experts_TK[t][k].item<int>() / local;
+        if (to / kNode == rank / kNode) continue;
+        ranks.insert(to);
+        nodes.insert(to / kNode);
+      }
+      by_rank += static_cast<int64_t>(ranks.size());
+      by_node += static_cast<int64_t>(nodes.size());
+    }
+  }
+  Results results(kRanks);
+  std::atomic<int64_t> crossed{0}, crossed_bytes{0};
+  std::vector<std::unique_ptr<ThreadGroup>> rails, nodes;
+  for (int place = 0; place < kNode; ++place)
+    rails.push_back(std::make_unique<ThreadGroup>(kRanks / kNode, "ep_rail"));
+  for (int node = 0; node < kRanks / kNode; ++node)
+    nodes.push_back(std::make_unique<ThreadGroup>(kNode, "ep_node"));
+  ThreadGroup all(kRanks, "ep");
+  all.run([&](Communicator& comm) {
+    const int rank = comm.rank();
+    Communicator& rail = (*rails[static_cast<size_t>(rank % kNode)])[rank / kNode];
+    Communicator& node = (*nodes[static_cast<size_t>(rank / kNode)])[rank % kNode];
+    auto within = std::make_shared<ExpertDispatcher>(node, setup.experts / rail.size(), 1);
+    const ExpertDispatcher dispatcher(rail, setup.experts, setup.chunks, within);
+    results[static_cast<size_t>(rank)] = run(dispatcher, problem.ranks[static_cast<size_t>(rank)],
+                                             part_of(problem.experts, rank * local, local), false);
+    crossed += dispatcher.traffic().rows;
+    crossed_bytes += rail.traffic().at("all_to_all").sent_bytes;
+  });
+  expect_close_results(results, run_together(setup, problem), setup.dtype);
+  EXPECT_EQ(crossed, by_node);
+  EXPECT_LT(by_node, by_rank);
+  // Numbers, weights and their gradients of as many places as a machine has for a token; counts of the
+  // chunks.
+  const int64_t places = std::min(setup.top_k, setup.experts / (kRanks / kNode));
+  EXPECT_EQ(crossed_bytes, by_node * (4 * kWidth * 4 + places * 12) + kRanks * setup.chunks * 8);
+  const int64_t flat_places = std::min(setup.top_k, local);
+  EXPECT_LT(crossed_bytes, by_rank * (4 * kWidth * 4 + flat_places * 12));
 }
 
 TEST(ExpertDispatcher, has_the_first_chunk_under_way_while_the_shared_experts_compute) {

@@ -19,16 +19,18 @@ struct Run {
 }  // namespace
 
 const char* name_of(Axis axis) {
-  static constexpr const char* kNames[] = {"world", "pp",   "dp", "fsdp",      "cp",
-                                           "tp",    "data", "ep", "expert_tp", "expert_data"};
+  static constexpr const char* kNames[] = {"world", "pp", "dp",      "fsdp",    "cp",        "tp",
+                                           "data",  "ep", "ep_node", "ep_rail", "expert_tp", "expert_data"};
   return kNames[static_cast<size_t>(axis)];
 }
 
 Layout::Layout(const Sizes& sizes) : sizes_(sizes) {
-  for (const int each : {sizes.pp, sizes.dp, sizes.fsdp, sizes.cp, sizes.tp, sizes.ep, sizes.expert_tp})
+  for (const int each :
+       {sizes.pp, sizes.dp, sizes.fsdp, sizes.cp, sizes.tp, sizes.ep, sizes.expert_tp, sizes.ep_node})
     MOEBIUS_CHECK_GE(each, 1);
   MOEBIUS_CHECK(stage_size() % (sizes.ep * sizes.expert_tp) == 0, "ep ", sizes.ep, " x expert_tp ",
                 sizes.expert_tp, " does not divide a stage of ", stage_size());
+  MOEBIUS_CHECK_EQ(sizes.ep % sizes.ep_node, 0, "ranks of a node");
 }
 
 namespace {
@@ -55,6 +57,10 @@ Run run_of(const Layout::Sizes& s, Axis axis) {
       return {1, s.expert_tp};
     case Axis::ep:
       return {s.expert_tp, s.ep};
+    case Axis::ep_node:
+      return {s.expert_tp, s.ep_node};
+    case Axis::ep_rail:
+      return {s.expert_tp * s.ep_node, s.ep_node > 1 ? s.ep / s.ep_node : 1};
     case Axis::expert_data:
       return {s.expert_tp * s.ep, stage / (s.expert_tp * s.ep)};
   }
@@ -208,6 +214,11 @@ Layout make_layout(const config::RunConfig& config, int world) {
         "pipeline stage has ",
         stage, " ranks, no multiple of ", p.ep * sizes.expert_tp, "; use ep of ",
         common_divisors({stage / sizes.expert_tp, std::max<int64_t>(config.model.moe.experts, 1)}));
+  if (p.ep_node_size > 0 && p.ep % p.ep_node_size != 0)
+    throw_user_error("parallel.ep_node_size is ", p.ep_node_size, ", which does not divide the ", p.ep,
+                     " ranks of parallel.ep; use ", common_divisors({p.ep}), ", or 0 for one level");
+  // One machine, or machines of one rank, are one level.
+  if (p.ep_node_size < p.ep) sizes.ep_node = std::max(1, static_cast<int>(p.ep_node_size));
   refuse_missing(p);
   if (config.optimizer.state_dtype == "int8" && (p.tp > 1 || p.ep > 1))
     throw_user_error("optimizer.state_dtype is 'int8', whose blocks of values parallel.",

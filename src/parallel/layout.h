@@ -26,11 +26,14 @@ enum class Axis : uint8_t {
   tp,
   data,  // dp x fsdp x cp: ranks that hold the same part of dense layers and see other tokens
   ep,
+  ep_node,  // neighbours of ep that share a machine, and
+  ep_rail,  // ranks with one place on their machines; both of one rank where parallel.ep_node_size is 0
   expert_tp,
   expert_data,  // ranks that hold the same part of the same experts
 };
-inline constexpr Axis kAxes[] = {Axis::world, Axis::pp,   Axis::dp, Axis::fsdp,      Axis::cp,
-                                 Axis::tp,    Axis::data, Axis::ep, Axis::expert_tp, Axis::expert_data};
+inline constexpr Axis kAxes[] = {Axis::world,   Axis::pp,      Axis::dp,        Axis::fsdp,
+                                 Axis::cp,      Axis::tp,      Axis::data,      Axis::ep,
+                                 Axis::ep_node, Axis::ep_rail, Axis::expert_tp, Axis::expert_data};
 // "data"
 const char* name_of(Axis axis);
 
@@ -38,9 +41,10 @@ class Layout {
  public:
   struct Sizes {
     int pp = 1, dp = 1, fsdp = 1, cp = 1, tp = 1, ep = 1, expert_tp = 1;
+    int ep_node = 1;  // divides ep; 1: one level
   };
   Layout() = default;  // one process
-  // CHECK: all at least 1, and ep x expert_tp divides a stage.
+  // CHECK: all at least 1, ep x expert_tp divides a stage, and ep_node divides ep.
   explicit Layout(const Sizes& sizes);
 
   int size(Axis axis) const;

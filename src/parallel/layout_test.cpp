@@ -73,6 +73,11 @@ TEST(LayoutTest, experts_fold_the_ranks_of_a_stage_anew) {
   const Layout whole(Layout::Sizes{.dp = 4, .tp = 2, .ep = 4});
   EXPECT_EQ(whole.group(Axis::ep, 1), (std::vector<int>{0, 1, 2, 3}));
   EXPECT_EQ(whole.group(Axis::expert_data, 1), (std::vector<int>{1, 5}));
+  // Machines of two ranks of four: neighbours, and those with the same place.
+  const Layout nodes(Layout::Sizes{.dp = 8, .ep = 4, .ep_node = 2});
+  EXPECT_EQ(nodes.group(Axis::ep_node, 3), (std::vector<int>{2, 3}));
+  EXPECT_EQ(nodes.group(Axis::ep_rail, 3), (std::vector<int>{1, 3}));
+  EXPECT_EQ(whole.size(Axis::ep_rail), 1);
   // Stages are slowest.
   const Layout stages(Layout::Sizes{.pp = 2, .dp = 2, .tp = 2});
   EXPECT_EQ(stages.group(Axis::pp, 1), (std::vector<int>{1, 5}));
@@ -136,6 +141,14 @@ TEST(LayoutTest, what_does_not_fit_is_refused_with_what_would) {
             "of 4 processes; set dp x fsdp = 4, leave both at 0, or start 3 processes");
   EXPECT_EQ(refused(6, [](C& c) { c.parallel.ep = 3; }),
             "parallel.ep is 3, which does not divide the 8 experts (model.moe.experts); use 1, 2, 4 or 8");
+  EXPECT_EQ(
+      refused(8,
+              [](C& c) {
+                c.parallel.ep = 4;
+                c.parallel.ep_node_size = 3;
+              }),
+      "parallel.ep_node_size is 3, which does not divide the 4 ranks of parallel.ep; use 1, 2 or 4, or 0 "
+      "for one level");
   EXPECT_NE(refused(6, [](C& c) { c.parallel.ep = 4; }).find("a pipeline stage has 6 ranks"),
             std::string::npos);
   EXPECT_EQ(refused(3, [](C& c) { c.parallel.pp = 3; }),

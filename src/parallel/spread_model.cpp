@@ -10,8 +10,14 @@ namespace moebius::parallel {
 std::unique_ptr<nn::Decoder> make_spread_decoder(const config::RunConfig& config, const Mesh& mesh) {
   Communicator &ep = mesh.on(Axis::ep), &tp = mesh.on(Axis::tp);
   std::shared_ptr<const moe::TokenDispatcher> dispatcher;
-  if (ep.size() > 1)
-    dispatcher = std::make_shared<ExpertDispatcher>(ep, config.model.moe.experts, config.parallel.ep_chunks);
+  const int64_t experts = config.model.moe.experts, chunks = config.parallel.ep_chunks;
+  if (Communicator& rail = mesh.on(Axis::ep_rail); rail.size() > 1) {
+    // Between machines first, to the rank with the same place there; then within.
+    auto within = std::make_shared<ExpertDispatcher>(mesh.on(Axis::ep_node), experts / rail.size(), 1);
+    dispatcher = std::make_shared<ExpertDispatcher>(rail, experts, chunks, std::move(within));
+  } else if (ep.size() > 1) {
+    dispatcher = std::make_shared<ExpertDispatcher>(ep, experts, chunks);
+  }
   std::shared_ptr<const nn::TensorAxis> axis;
   if (tp.size() > 1) axis = make_tensor_axis(tp, config.parallel.sequence_parallel);
   std::unique_ptr<nn::Decoder> decoder =

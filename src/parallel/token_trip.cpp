@@ -187,26 +187,19 @@ TravelPlan plan_travel(const ops::Routing& routing, int64_t begin, int64_t end, 
       at::where(leads_TK, rank_TK, at::Scalar(num_ranks)).to(at::kInt).contiguous(), num_ranks + 1);
   const at::Tensor inverse_TK = at::where(leads_TK, sorted.inverse_R.view_as(leads_TK), at::Scalar(-1));
 
-  // All that the host must know, in one copy.
-  const at::Tensor to_others = kept_TK.logical_and(rank_TK.ne(rank)).sum().to(at::kInt).view({1});
-  const at::Tensor known = at::cat({sorted.offsets_E1, to_others}).cpu();
-  const int32_t* offsets = known.const_data_ptr<int32_t>();
-
   TravelPlan plan;
   plan.num_places = std::min(top_k, num_local);
-  plan.num_rows = offsets[num_ranks];
-  for (int to = 0; to < num_ranks; ++to) plan.leaving.push_back(offsets[to + 1] - offsets[to]);
-  plan.slots_to_others = offsets[num_ranks + 2];
+  plan.offsets_N1 = sorted.offsets_E1.narrow(0, 0, num_ranks + 1);
+  plan.to_others = kept_TK.logical_and(rank_TK.ne(rank)).sum();
   plan.travel.weights_TK = routing.weights_TK.detach().slice(0, begin, end);
-  plan.travel.order_R = sorted.order_R.narrow(0, 0, plan.num_rows);
+  plan.travel.order_R = sorted.order_R;
   plan.travel.inverse_R = inverse_TK.to(at::kInt).contiguous().view({-1});
   plan.local_expert_TK = experts_TK.remainder(num_local);
   // The row of a slot is that of the token's leading slot with the same rank.
   const at::Tensor row_TK =
       at::where(same_TKK, inverse_TK.unsqueeze(1), at::Scalar(-1)).amax(2).to(at::kLong);
-  plan.place_TK =
-      at::where(kept_TK, row_TK * plan.num_places + earlier_TK, at::Scalar(plan.num_rows * plan.num_places))
-          .contiguous();
+  const at::Tensor nowhere = plan.offsets_N1.select(0, num_ranks).to(at::kLong) * plan.num_places;
+  plan.place_TK = at::where(kept_TK, row_TK * plan.num_places + earlier_TK, nowhere).contiguous();
   return plan;
 }
 
@@ -214,24 +207,36 @@ void exchange_counts(Communicator& comm, const std::vector<Trip>& trips) {
   const auto num_trips = static_cast<int64_t>(trips.size());
   const auto num_ranks = static_cast<int64_t>(comm.size());
   MOEBIUS_CHECK(!trips.empty());
-  at::Tensor leaving_NC = at::empty({num_ranks, num_trips}, at::kLong);
-  auto counts = leaving_NC.accessor<int64_t, 2>();
-  for (int64_t c = 0; c < num_trips; ++c)
-    for (int64_t to = 0; to < num_ranks; ++to)
-      counts[to][c] = trips[static_cast<size_t>(c)]->plan.leaving[static_cast<size_t>(to)];
-  const at::Device device = trips[0]->options.device();
-  leaving_NC = leaving_NC.to(device);
-  at::Tensor arriving_NC = at::empty_like(leaving_NC);
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> leaving_CN, to_others_C;
+  for (const Trip& trip : trips) {
+    const at::Tensor& offsets_N1 = trip->plan.offsets_N1;
+    leaving_CN.push_back(
+        (offsets_N1.narrow(0, 1, num_ranks) - offsets_N1.narrow(0, 0, num_ranks)).to(at::kLong));
+    to_others_C.push_back(trip->plan.to_others.to(at::kLong));
+  }
+  const at::Tensor leaving_NC = at::stack(leaving_CN, 1).contiguous();
+  const at::Tensor arriving_NC = at::empty_like(leaving_NC);
   const std::vector<int64_t> one_each(static_cast<size_t>(num_ranks), 1);
   comm.all_to_all(arriving_NC, leaving_NC, one_each, one_each).wait();
-  const at::Tensor known_NC = arriving_NC.cpu();
-  const auto arriving = known_NC.accessor<int64_t, 2>();
+  // All that the host must know, in one copy.
+  const at::Tensor known =
+      at::cat({leaving_NC.view({-1}), arriving_NC.view({-1}), at::stack(to_others_C)}).cpu();
+  const int64_t* const leaving = known.const_data_ptr<int64_t>();
+  const int64_t* const arriving = leaving + num_ranks * num_trips;
+  const int64_t* const to_others = arriving + num_ranks * num_trips;
   for (int64_t c = 0; c < num_trips; ++c) {
     TokenTrip& trip = *trips[static_cast<size_t>(c)];
-    for (int64_t from = 0; from < num_ranks; ++from) trip.arriving.push_back(arriving[from][c]);
+    TravelPlan& plan = trip.plan;
+    for (int64_t other = 0; other < num_ranks; ++other) {
+      plan.leaving.push_back(leaving[other * num_trips + c]);
+      trip.arriving.push_back(arriving[other * num_trips + c]);
+    }
+    plan.num_rows = std::accumulate(plan.leaving.begin(), plan.leaving.end(), int64_t{0});
+    plan.travel.order_R = plan.travel.order_R.narrow(0, 0, plan.num_rows);
     trip.num_arriving = std::accumulate(trip.arriving.begin(), trip.arriving.end(), int64_t{0});
-    trip.traffic->rows += trip.plan.num_rows - trip.plan.leaving[static_cast<size_t>(comm.rank())];
-    trip.traffic->slots += trip.plan.slots_to_others;
+    trip.traffic->rows += plan.num_rows - plan.leaving[static_cast<size_t>(comm.rank())];
+    trip.traffic->slots += to_others[c];
   }
 }
 
