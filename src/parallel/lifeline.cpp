@@ -137,7 +137,14 @@ struct Lifeline::State {
     if (wake >= 0) ::close(wake);
   }
 
-  void report(int dead) { report(concat("rank ", dead, " of ", size, " has ended before the run was done")); }
+  // `error`: of the connection to it, 0 where it was closed in order.
+  void report(int dead, int error) {
+    // Nothing has come back from there for long; a process that ends closes its connection.
+    const bool is_silent = error == ETIMEDOUT || error == EHOSTUNREACH || error == ENETUNREACH;
+    report(concat("rank ", dead, " of ", size,
+                  is_silent ? " is out of reach: its machine, or the network to it, is down"
+                            : " has ended before the run was done"));
+  }
   void report(const std::string& text) {
     {
       const std::lock_guard lock(mutex);
@@ -179,9 +186,11 @@ struct Lifeline::State {
   void hear(int other) {
     const auto slot = static_cast<size_t>(other);
     char said = 0;
+    errno = 0;
     if (!read_all(connections[slot], &said, 1)) {
+      const int error = errno;
       ::close(std::exchange(connections[slot], -1));
-      if (has_left[slot] == 0) report(other);
+      if (has_left[slot] == 0) report(other, error);
       return;
     }
     if (said == kLeaves) has_left[slot] = 1;

@@ -17,7 +17,7 @@ class Rendezvous;
 class Lifeline {
  public:
   // All ranks at the same time. `on_death` is called once, in a thread of this object, with
-  // "rank 2 of 4 has ended before the run was done".
+  // "rank 2 of 4 has ended before the run was done", or "is out of reach: …".
   Lifeline(Rendezvous& rendezvous, std::function<void(const std::string& text)> on_death);
   ~Lifeline();
 
