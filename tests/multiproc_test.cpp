@@ -340,6 +340,50 @@ class LauncherTest : public MultiprocTest {
   }
 };
 
+std::string tool(const std::string& name) {
+  const char* const source = std::getenv("MOEBIUS_SOURCE_DIR");
+  return concat(source == nullptr ? "." : source, "/tools/", name);
+}
+
+// Three machines (network namespaces) with links so slow that a step takes seconds; in the middle of the
+// second step one of them is cut off.
+TEST_F(LauncherTest, a_cut_link_ends_all_ranks_and_the_one_behind_it_is_named) {
+  const fs::path log = folder / "log", run = folder / "run";
+  if (std::system(concat(tool("slow_network"), " --check >", log.string(), " 2>&1").c_str()) != 0)
+    GTEST_SKIP() << read_file(log);
+  const std::string config = write_tiny_config(folder, 1000000);
+  std::string command =
+      concat("timeout 100 ", tool("slow_network"), " --ranks 3 --rate 300kbit --cut 2:0.3 --after ",
+             (run / "metrics.jsonl").string(), " -- ", program_under_test());
+  for (const std::string& argument :
+       train_arguments(config, run, {"--set", "train.batch=3", "--set", "checkpoint.every=0"}))
+    command += concat(" '", argument, "'");
+  EXPECT_NE(std::system(concat(command, " >", log.string(), " 2>&1").c_str()), 0);
+  const std::string text = read_file(log);
+  const std::string said =
+      "error: rank 2 of 3 is out of reach: its machine, or the network to it, is down; all ranks end";
+  EXPECT_NE(text.find(said), std::string::npos) << text;
+  EXPECT_EQ(text.find("error: "), text.rfind("error: ")) << text;
+  const std::string mark = "slow_network: the last rank ended ";
+  ASSERT_NE(text.find(mark), std::string::npos) << text;
+  // 10 s until TCP gives the connection up, and what is left for the processes to end.
+  EXPECT_LT(std::stod(text.substr(text.find(mark) + mark.size())), 20) << text;
+}
+
+// The matrix of the tool for several GPUs, as far as it runs without: one of its layouts.
+TEST_F(LauncherTest, the_matrix_of_layouts_runs_over_gloo) {
+  const fs::path log = folder / "log", out = folder / "out";
+  const std::string command =
+      concat(tool("multi_gpu.sh"), " 2 --gloo --only 'ep 2, zero 3' --program ", program_under_test(),
+             " --out ", out.string(), " >", log.string(), " 2>&1");
+  ASSERT_EQ(std::system(command.c_str()), 0) << read_file(log);
+  const nlohmann::json report = nlohmann::json::parse(read_file(out / "report.json"));
+  ASSERT_EQ(report["correctness"].size(), 1u) << report.dump(1);
+  EXPECT_TRUE(report["correctness"][0]["alike"].get<bool>()) << report.dump(1);
+  EXPECT_LT(report["correctness"][0]["loss_error"].get<double>(), 1e-5);
+  EXPECT_NE(read_file(out / "report.md").find("| ep 2, zero 3 |"), std::string::npos);
+}
+
 TEST_F(LauncherTest, mpirun_of_open_mpi) {
   if (path_of("mpirun").empty()) GTEST_SKIP() << "mpirun is not installed (openmpi-bin of the distribution)";
   expect_same_run("mpirun --allow-run-as-root --oversubscribe --bind-to none -np 2", "Open MPI");

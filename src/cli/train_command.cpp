@@ -62,7 +62,9 @@ int threads_of_each(int num_processes) {
 void launch_all(const TrainArguments& arguments) {
   const config::RunConfig config = load_config(arguments.config, arguments.overrides);
   parallel::make_layout(config, arguments.nproc);
-  parallel::check_backend(config.parallel, ops::choose_device(arguments.device).is_cuda());
+  const bool on_cuda = ops::choose_device(arguments.device).is_cuda();
+  parallel::check_backend(config, on_cuda);
+  if (on_cuda) parallel::check_gpu_count(config, arguments.nproc, ops::cuda_plugin()->device_count());
   const int code = launch({arguments.nproc, arguments_without_nproc(), threads_of_each(arguments.nproc)});
   if (code != 0) throw CLI::RuntimeError(code);
 }
@@ -113,14 +115,14 @@ void run_train(const TrainArguments& arguments) {
       return;
     }
   }
-  options.device = ops::choose_device(arguments.device);
+  options.device = ops::choose_device(arguments.device, environment.local_rank);
   if (!arguments.metrics_address.empty()) options.metrics_address = arguments.metrics_address;
   options.trace = arguments.trace;
   std::optional<parallel::Session> session;
   if (environment.is_distributed()) {
-    session.emplace(environment, options.config, options.device.is_cuda());
+    session.emplace(environment, options.config, options.device);
     options.mesh = &session->mesh();
-    options.local_ranks = environment.local_size;
+    options.local_ranks = options.device.is_cuda() ? session->ranks_on_device() : environment.local_size;
   } else {
     parallel::make_layout(options.config, 1);
   }

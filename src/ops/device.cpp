@@ -65,20 +65,24 @@ const kernels::Plugin* cuda_plugin() {
 
 namespace {
 
-at::Device first_gpu() {
-  cuda_plugin()->prefer_cudnn_attention(true);
-  return {at::kCUDA, 0};
+at::Device gpu_of(int local_rank) {
+  const kernels::Plugin& plugin = *cuda_plugin();
+  plugin.prefer_cudnn_attention(true);
+  const int index = local_rank % plugin.device_count();
+  // The first is the thread's already; to say so would take memory on it.
+  if (index > 0) plugin.set_device(index);
+  return {at::kCUDA, static_cast<at::DeviceIndex>(index)};
 }
 
 }  // namespace
 
-at::Device choose_device(const std::string& word) {
+at::Device choose_device(const std::string& word, int local_rank) {
   if (word == "cpu") return at::kCPU;
-  if (word == "auto") return cuda_plugin() == nullptr ? at::Device(at::kCPU) : first_gpu();
+  if (word == "auto") return cuda_plugin() == nullptr ? at::Device(at::kCPU) : gpu_of(local_rank);
   if (word == "cuda") {
     if (cuda_plugin() == nullptr)
       throw_user_error("device 'cuda' was asked for, but ", load_cuda_plugin().why, "; or use --device cpu");
-    return first_gpu();
+    return gpu_of(local_rank);
   }
   throw_user_error("unknown device '", word, "'; choose cpu, cuda or auto");
 }

@@ -20,9 +20,10 @@ const PluginStatus& load_cuda_plugin();
 // The plug-in, or null. Valid after load_cuda_plugin().
 const kernels::Plugin* cuda_plugin();
 
-// Device for a user's word: "cpu", "cuda", "auto". On a GPU cuDNN becomes the first choice for attention.
-// Throws UserError when cuda is asked for and absent.
-at::Device choose_device(const std::string& word);
+// Device for a user's word: "cpu", "cuda", "auto". On a GPU cuDNN becomes the first choice for attention. The
+// process with number `local_rank` of several on this machine gets the GPU of that number, counted round
+// those that it sees, for the calling thread too. Throws UserError when cuda is asked for and absent.
+at::Device choose_device(const std::string& word, int local_rank = 0);
 
 // Kernels and stream for tensors on this device.
 const kernels::KernelTable& kernel_table(at::Device device);

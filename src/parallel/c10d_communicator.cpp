@@ -10,14 +10,12 @@
 #include <chrono>
 #include <cstdlib>
 #include <functional>
-#include <mutex>
 #include <optional>
 
 #include "base/check.h"
-#include "base/concat.h"
 #include "base/error.h"
+#include "parallel/c10d_base.h"
 #include "parallel/c10d_store.h"
-#include "parallel/positions.h"
 
 #define USE_C10D_GLOO
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -25,64 +23,6 @@
 
 namespace moebius::parallel {
 namespace {
-
-// Where a collective is, for messages.
-struct Place {
-  std::string axis, collective;
-  int rank, size, world_rank;
-  int64_t number;
-  double timeout_s;
-  std::shared_ptr<Positions> positions;
-};
-
-[[noreturn]] void fail(const Place& place, const std::exception& error) {
-  std::string text = error.what();
-  text = text.substr(0, text.find('\n'));
-  const bool is_late = text.find("imed out") != std::string::npos || text.find("imeout") != std::string::npos;
-  const std::string where =
-      concat("axis ", place.axis, ", rank ", place.rank, " of ", place.size, " (world rank ",
-             place.world_rank, "), ", place.collective, " number ", place.number);
-  if (is_late) {
-    std::string behind = place.positions == nullptr ? std::string() : place.positions->who_is_behind();
-    if (behind.empty()) behind = concat("a rank hangs, or is at another collective (", text, ")");
-    throw CommunicationFailed(
-        concat(where, " did not end within ", place.timeout_s, " s (parallel.timeout_s): ", behind));
-  }
-  throw CommunicationFailed(concat(where, ": a rank is gone, or the network (", text, ")"));
-}
-
-class C10dWork final : public Pending::Work {
- public:
-  C10dWork(c10::intrusive_ptr<c10d::Work> work, Place place, std::vector<at::Tensor> tensors,
-           std::function<void()> finish)
-      : work_(std::move(work)),
-        place_(std::move(place)),
-        tensors_(std::move(tensors)),
-        finish_(std::move(finish)) {}
-
-  void wait() override {
-    try {
-      work_->wait();
-    } catch (const std::exception& error) {
-      fail(place_, error);
-    }
-    if (!finish_) return;
-    const at::NoGradGuard no_grad;
-    finish_();
-  }
-  bool is_done() override { return work_->isCompleted(); }
-
- private:
-  c10::intrusive_ptr<c10d::Work> work_;
-  Place place_;
-  std::vector<at::Tensor> tensors_;  // alive until it has ended
-  std::function<void()> finish_;
-};
-
-// Gloo knows few types; what is only moved goes as bytes.
-at::Tensor as_bytes(const at::Tensor& tensor) {
-  return tensor.view({-1}).view(at::kByte);
-}
 
 bool is_half(const at::Tensor& tensor) {
   return tensor.scalar_type() == at::kBFloat16 || tensor.scalar_type() == at::kHalf;
@@ -96,14 +36,9 @@ int64_t sends_of_broadcast(int rank, int root, int size) {
   return count;
 }
 
-class GlooCommunicator final : public Communicator {
+class GlooCommunicator final : public C10dCommunicator {
  public:
-  GlooCommunicator(c10::intrusive_ptr<c10d::Backend> group, GroupOptions options)
-      : group_(std::move(group)), options_(std::move(options)) {}
-
-  const std::string& axis() const override { return options_.axis; }
-  int rank() const override { return options_.rank; }
-  int size() const override { return options_.size; }
+  using C10dCommunicator::C10dCommunicator;
 
   Pending all_reduce(at::Tensor inout, ReduceOp op) override {
     check(inout, "all_reduce");
@@ -111,7 +46,7 @@ class GlooCommunicator final : public Communicator {
     at::Tensor summed = inout.detach().view({-1});
     const bool widens = is_half(inout);
     if (widens) summed = summed.to(at::kFloat);
-    const Place place = count("all_reduce", 2 * bytes(summed) * (size() - 1) / size());
+    const Place place = count("all_reduce", 2 * bytes_of(summed) * (size() - 1) / size());
     if (inout.numel() == 0) return {};
     c10d::AllreduceOptions how;
     how.reduceOp = op == ReduceOp::sum ? c10d::ReduceOp::SUM : c10d::ReduceOp::MAX;
@@ -122,11 +57,8 @@ class GlooCommunicator final : public Communicator {
   }
 
   Pending all_gather(at::Tensor out, at::Tensor in) override {
-    check(in, "all_gather");
-    check(out, "all_gather");
-    MOEBIUS_CHECK(out.numel() == in.numel() * size() && out.scalar_type() == in.scalar_type(),
-                  "all_gather: ", out.numel(), " elements from ", size(), " times ", in.numel());
-    const Place place = count("all_gather", bytes(in) * (size() - 1));
+    check_gather(out, in);
+    const Place place = count("all_gather", bytes_of(in) * (size() - 1));
     if (in.numel() == 0) return {};
     const at::NoGradGuard no_grad;
     at::Tensor to = as_bytes(out.detach()), from = as_bytes(in.detach());
@@ -134,11 +66,8 @@ class GlooCommunicator final : public Communicator {
   }
 
   Pending reduce_scatter(at::Tensor out, at::Tensor in) override {
-    check(in, "reduce_scatter");
-    check(out, "reduce_scatter");
-    MOEBIUS_CHECK(in.numel() == out.numel() * size() && out.scalar_type() == in.scalar_type(),
-                  "reduce_scatter: ", out.numel(), " elements from ", in.numel(), " among ", size());
-    const Place place = count("reduce_scatter", bytes(out) * (size() - 1));
+    check_scatter(out, in);
+    const Place place = count("reduce_scatter", bytes_of(out) * (size() - 1));
     if (out.numel() == 0) return {};
     const at::NoGradGuard no_grad;
     at::Tensor parts = at::empty({size(), out.numel()}, in.options().requires_grad(false));
@@ -161,8 +90,6 @@ class GlooCommunicator final : public Communicator {
 
   Pending all_to_all(at::Tensor out, at::Tensor in, std::vector<int64_t> out_rows,
                      std::vector<int64_t> in_rows) override {
-    check(in, "all_to_all");
-    check(out, "all_to_all");
     const int64_t row_bytes = check_rows(out, out_rows, in, in_rows);
     const int64_t kept = in_rows[static_cast<size_t>(rank())];
     const Place place = count("all_to_all", (in.size(0) - kept) * row_bytes);
@@ -180,7 +107,7 @@ class GlooCommunicator final : public Communicator {
   Pending broadcast(at::Tensor inout, int root) override {
     check(inout, "broadcast");
     MOEBIUS_CHECK(root >= 0 && root < size(), "broadcast from rank ", root, " of ", size());
-    const Place place = count("broadcast", bytes(inout) * sends_of_broadcast(rank(), root, size()));
+    const Place place = count("broadcast", bytes_of(inout) * sends_of_broadcast(rank(), root, size()));
     if (inout.numel() == 0) return {};
     c10d::BroadcastOptions how;
     how.rootRank = root;
@@ -191,7 +118,7 @@ class GlooCommunicator final : public Communicator {
 
   Pending send(at::Tensor in, int to) override {
     check(in, "send");
-    const Place place = count("send", bytes(in));
+    const Place place = count("send", bytes_of(in));
     const at::NoGradGuard no_grad;
     std::vector<at::Tensor> tensors{as_bytes(in.detach())};
     return start(place, {in}, {}, [&] { return group_->send(tensors, to, 0); });
@@ -210,65 +137,11 @@ class GlooCommunicator final : public Communicator {
     start(place, {}, {}, [&] { return group_->barrier(); }).wait();
   }
 
-  std::map<std::string, Traffic> traffic() const override {
-    const std::lock_guard lock(mutex_);
-    return traffic_;
-  }
-
  private:
-  static int64_t bytes(const at::Tensor& tensor) { return static_cast<int64_t>(tensor.nbytes()); }
-
-  static void check(const at::Tensor& tensor, const char* collective) {
+  void check(const at::Tensor& tensor, const char* collective) const override {
     MOEBIUS_CHECK(tensor.is_cpu(), collective, " over Gloo of a tensor on ", tensor.device());
     MOEBIUS_CHECK(tensor.is_contiguous(), collective, " of a tensor that is not contiguous");
   }
-
-  // Bytes of a row.
-  int64_t check_rows(const at::Tensor& out, const std::vector<int64_t>& out_rows, const at::Tensor& in,
-                     const std::vector<int64_t>& in_rows) const {
-    const auto of_row = [](const at::Tensor& tensor) {
-      int64_t count = static_cast<int64_t>(tensor.element_size());
-      for (int64_t dim = 1; dim < tensor.dim(); ++dim) count *= tensor.size(dim);
-      return count;
-    };
-    const auto sum = [&](const std::vector<int64_t>& rows) {
-      MOEBIUS_CHECK_EQ(static_cast<int>(rows.size()), size(), "counts of all_to_all");
-      int64_t total = 0;
-      for (const int64_t each : rows) total += each;
-      return total;
-    };
-    MOEBIUS_CHECK_EQ(sum(out_rows), out.size(0), "rows that come in all_to_all");
-    MOEBIUS_CHECK_EQ(sum(in_rows), in.size(0), "rows that go in all_to_all");
-    MOEBIUS_CHECK_EQ(of_row(out), of_row(in), "bytes of a row of all_to_all");
-    return of_row(in);
-  }
-
-  Place count(const char* collective, int64_t sent_bytes) {
-    const std::lock_guard lock(mutex_);
-    Traffic& traffic = traffic_[collective];
-    ++traffic.calls;
-    traffic.sent_bytes += sent_bytes;
-    ++number_;
-    if (options_.positions != nullptr) options_.positions->begin(options_.axis, collective, number_);
-    return {options_.axis,       collective, options_.rank,      options_.size,
-            options_.world_rank, number_,    options_.timeout_s, options_.positions};
-  }
-
-  template <class Begin>
-  static Pending start(const Place& place, std::vector<at::Tensor> tensors, std::function<void()> finish,
-                       const Begin& begin) {
-    try {
-      return Pending(std::make_shared<C10dWork>(begin(), place, std::move(tensors), std::move(finish)));
-    } catch (const std::exception& error) {
-      fail(place, error);
-    }
-  }
-
-  c10::intrusive_ptr<c10d::Backend> group_;
-  GroupOptions options_;
-  mutable std::mutex mutex_;
-  int64_t number_ = 0;
-  std::map<std::string, Traffic> traffic_;
 };
 
 // The address of this machine on the network that leads to the rendezvous; nothing when there is no way.

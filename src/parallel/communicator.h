@@ -53,6 +53,8 @@ class Pending {
 struct Traffic {
   int64_t calls = 0;
   int64_t sent_bytes = 0;  // that left this rank, as the algorithm used sends them
+
+  bool operator==(const Traffic&) const = default;
 };
 
 class Communicator {
@@ -63,8 +65,10 @@ class Communicator {
   virtual int rank() const = 0;                 // on this axis
   virtual int size() const = 0;
 
-  // All of them return at once; tensors are contiguous and on the device of the process. Sizes agree among
-  // the ranks unless said otherwise.
+  // All of them return at once; tensors are contiguous, and on the device of the process or, on all ranks, on
+  // the host. Sizes agree among the ranks unless said otherwise. Ranks that are together on several axes
+  // begin the exchanges of all of these in one order: on a GPU those of two axes could wait for each other
+  // else.
   virtual Pending all_reduce(at::Tensor inout, ReduceOp op = ReduceOp::sum) = 0;
   // out (n · m) from in (m) of each of n ranks, in the order of ranks; both are seen as flat.
   virtual Pending all_gather(at::Tensor out, at::Tensor in) = 0;

@@ -11,6 +11,11 @@
 #include "telemetry/trace.h"
 
 namespace moebius::parallel {
+namespace {
+
+constexpr size_t kUnderWayOnGpu = 2;  // reductions of buckets
+
+}  // namespace
 
 // Called by autograd when the gradient of a micro-batch has been added to that of the parameter.
 class GradientBuckets::Hook final : public torch::autograd::PostAccumulateGradHook {
@@ -168,7 +173,14 @@ void GradientBuckets::settle(size_t b) {
 }
 
 void GradientBuckets::settle_done() {
-  while (next_settled_ < next_ && states_[next_settled_].pending.is_done()) settle(next_settled_);
+  const auto is_due = [&] {
+    if (next_settled_ == next_) return false;
+    // When a GPU ends something differs from rank to rank, and all must begin what follows in the same order.
+    // To wait for one while others are under way holds nothing up: they follow it on the same stream.
+    if (buckets_[next_settled_].device.is_cuda()) return next_ - next_settled_ > kUnderWayOnGpu;
+    return states_[next_settled_].pending.is_done();
+  };
+  while (is_due()) settle(next_settled_);
 }
 
 void GradientBuckets::end_block(int64_t block) {

@@ -3,11 +3,25 @@
 #include "base/check.h"
 #include "base/concat.h"
 #include "parallel/c10d_communicator.h"
+#include "parallel/nccl_communicator.h"
 #include "parallel/rendezvous.h"
 #include "parallel/solo_communicator.h"
+#include "parallel/staged_communicator.h"
 #include "parallel/watched_communicator.h"
 
 namespace moebius::parallel {
+namespace {
+
+std::unique_ptr<Communicator> make_communicator(const Transport& transport, const Rendezvous& rendezvous,
+                                                const GroupOptions& options) {
+  if (transport.kind == Transport::Kind::nccl)
+    return make_nccl_communicator(rendezvous, options, transport.device, transport.watch);
+  std::unique_ptr<Communicator> gloo = make_gloo_communicator(rendezvous, options);
+  if (transport.device.is_cpu()) return gloo;
+  return std::make_unique<StagedCommunicator>(std::move(gloo));
+}
+
+}  // namespace
 
 Mesh::Mesh(const Layout& layout, int rank, const Make& make) : layout_(layout), rank_(rank) {
   for (const Axis axis : kAxes) {
@@ -23,7 +37,7 @@ Mesh::Mesh(const Layout& layout, int rank, const Make& make) : layout_(layout), 
   }
 }
 
-Mesh::Mesh(const Layout& layout, Rendezvous& rendezvous, double timeout_s,
+Mesh::Mesh(const Layout& layout, Rendezvous& rendezvous, double timeout_s, const Transport& transport,
            std::shared_ptr<Positions> positions, bool overlaps)
     : Mesh(layout, rendezvous.options().rank, [&](Axis axis, const std::vector<int>& ranks) {
         GroupOptions options;
@@ -34,7 +48,8 @@ Mesh::Mesh(const Layout& layout, Rendezvous& rendezvous, double timeout_s,
         options.size = static_cast<int>(ranks.size());
         options.timeout_s = timeout_s;
         options.positions = positions;
-        return std::make_unique<WatchedCommunicator>(make_gloo_communicator(rendezvous, options), overlaps);
+        return std::make_unique<WatchedCommunicator>(make_communicator(transport, rendezvous, options),
+                                                     overlaps, transport.device);
       }) {
   for (const auto& [axis, communicator] : communicators_)
     if (const auto* const watched = dynamic_cast<const WatchedCommunicator*>(communicator.get()))

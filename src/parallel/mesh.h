@@ -9,6 +9,7 @@
 
 #include "parallel/communicator.h"
 #include "parallel/layout.h"
+#include "parallel/transport.h"
 
 namespace moebius::parallel {
 
@@ -18,9 +19,10 @@ class WatchedCommunicator;
 
 class Mesh {
  public:
-  // All ranks at the same time. Axes of one rank get a communicator that does nothing, the others Gloo's.
-  // `positions`: told of every exchange, for messages; may be null. overlaps: see WatchedCommunicator.
-  Mesh(const Layout& layout, Rendezvous& rendezvous, double timeout_s,
+  // All ranks at the same time. Axes of one rank get a communicator that does nothing. Tensors may lie on the
+  // host or on the transport's device. `positions`: told of every exchange, for messages; may be null.
+  // overlaps: see WatchedCommunicator.
+  Mesh(const Layout& layout, Rendezvous& rendezvous, double timeout_s, const Transport& transport = {},
        std::shared_ptr<Positions> positions = nullptr, bool overlaps = true);
   // Communicators from elsewhere, for tests among threads: `make` is called for each axis of more than one
   // rank, with the world ranks of this rank's group.

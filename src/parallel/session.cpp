@@ -18,6 +18,8 @@
 #include "base/log.h"
 #include "config/dump.h"
 #include "config/load.h"
+#include "ops/device.h"
+#include "parallel/collective_watch.h"
 #include "parallel/lifeline.h"
 #include "parallel/positions.h"
 #include "parallel/rendezvous.h"
@@ -76,6 +78,8 @@ struct Session::Parts {
   bool ends = false, is_refused = false;
   std::unique_ptr<Rendezvous> rendezvous;
   std::unique_ptr<Lifeline> lifeline;
+  std::unique_ptr<CollectiveWatch> watch;
+  Transport transport;
   std::unique_ptr<Mesh> mesh;
 
   // Also when the session could not be made: the main thread is on its way out.
@@ -85,6 +89,44 @@ struct Session::Parts {
       ends = true;
     }
     changed.notify_all();
+  }
+
+  // From here on all end by themselves: whoever goes first has not died.
+  void refuse() {
+    const std::lock_guard lock(mutex);
+    is_refused = true;
+  }
+
+  Transport agree_on_transport(const config::RunConfig& config, at::Device device) {
+    const std::vector<std::string> gpus = exchange_gpus(*rendezvous, device);
+    Transport chosen;
+    try {
+      chosen = choose_transport(config.parallel.backend, gpus, rendezvous->options().rank);
+    } catch (const UserError&) {
+      refuse();
+      rendezvous->meet("refused");  // the first serves what the others still read
+      throw;
+    }
+    chosen.device = device;
+    if (chosen.kind == Transport::Kind::nccl) {
+      watch = std::make_unique<CollectiveWatch>([this](const std::string& text) { on_failure(text); });
+      chosen.watch = watch.get();
+    }
+    return chosen;
+  }
+
+  // An exchange on the device has failed or is late. In a thread of the watch: the main thread may wait for
+  // the device, for ever.
+  void on_failure(const std::string& text) {
+    // Where a rank is gone, who it is will be said, and the process be ended, by on_death().
+    if (lifeline->death_within(kSecondsForNews)) return;
+    {
+      // Where the main thread waits for an exchange between hosts, it says the same.
+      std::unique_lock lock(mutex);
+      if (changed.wait_for(lock, std::chrono::seconds(1), [&] { return ends || is_refused; })) return;
+    }
+    log_error(text);
+    ::_exit(kExitFailure);
   }
 
   // In a thread of the lifeline.
@@ -110,19 +152,9 @@ int exit_code_when_left_alone() {
   return process_variable(kLaunchedVariable) ? kExitLeftAlone : kExitFailure;
 }
 
-void check_backend(const config::ParallelConfig& config, bool on_cuda) {
-  if (config.backend == "nccl" && !on_cuda)
-    throw_user_error(
-        "parallel.backend is 'nccl', but the run is on the CPU, and NCCL moves data between GPUs only; set "
-        "it to 'auto' or 'gloo', or run on GPUs with --device cuda");
-  if (on_cuda)
-    throw_user_error(
-        "several processes on GPUs (NCCL) are not there yet; add --device cpu, or start one process");
-}
-
-Session::Session(const Environment& environment, const config::RunConfig& config, bool on_cuda)
+Session::Session(const Environment& environment, const config::RunConfig& config, at::Device device)
     : parts_(std::make_unique<Parts>()) {
-  check_backend(config.parallel, on_cuda);
+  check_backend(config, device.is_cuda());
   // What c10d warns of, at length, comes back as an error that is told in our own words.
   ::setenv("TORCH_CPP_LOG_LEVEL", "ERROR", /*overwrite=*/0);
   c10::initLogging();
@@ -133,19 +165,21 @@ Session::Session(const Environment& environment, const config::RunConfig& config
                                                        environment.world_size, config.parallel.timeout_s});
   parts_->lifeline = std::make_unique<Lifeline>(
       *parts_->rendezvous, [parts = parts_.get()](const std::string& text) { parts->on_death(text); });
-  compare_configs(*parts_->rendezvous, config, [this] {
-    const std::lock_guard lock(parts_->mutex);
-    parts_->is_refused = true;
-  });
+  compare_configs(*parts_->rendezvous, config, [this] { parts_->refuse(); });
+  parts_->transport = parts_->agree_on_transport(config, device);
   parts_->mesh =
-      std::make_unique<Mesh>(layout, *parts_->rendezvous, config.parallel.timeout_s,
+      std::make_unique<Mesh>(layout, *parts_->rendezvous, config.parallel.timeout_s, parts_->transport,
                              std::make_shared<Positions>(*parts_->rendezvous), config.parallel.overlap);
-  if (environment.rank == 0) log_info(describe(layout));
+  if (environment.rank == 0)
+    log_info(describe(layout), "; ", describe(parts_->transport, environment.world_size));
 }
 
 Session::~Session() = default;
 
 void Session::leave() {
+  // Exchanges that are still under way on the GPU need the others.
+  if (const at::Device device = parts_->transport.device; device.is_cuda())
+    ops::cuda_plugin()->synchronize(device.index());
   parts_->lifeline->leave();
 }
 
@@ -155,6 +189,10 @@ bool Session::was_left_alone() const {
 
 const Mesh& Session::mesh() const {
   return *parts_->mesh;
+}
+
+int Session::ranks_on_device() const {
+  return parts_->transport.ranks_on_device;
 }
 
 }  // namespace moebius::parallel

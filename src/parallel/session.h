@@ -12,14 +12,14 @@ namespace moebius::parallel {
 
 class Session {
  public:
-  // All ranks at the same time. UserError, before anything large is allocated: the processes cannot be laid
-  // out as the config says (layout.h), the ranks do not find each other (rendezvous.h), or their configs
-  // differ (names the field and both values, on all ranks). The first rank logs who started it and the
-  // layout.
+  // All ranks at the same time; `device` is that of this one. UserError, before anything large is allocated:
+  // the processes cannot be laid out as the config says (layout.h), their devices cannot serve it
+  // (transport.h), the ranks do not find each other (rendezvous.h), or their configs differ (names the field
+  // and both values, on all ranks). The first rank logs who started it, the layout and what moves data.
   //
   // From then on the process ends kSecondsToEnd after another rank has (lifeline.h) when it has not ended by
   // itself.
-  Session(const Environment& environment, const config::RunConfig& config, bool on_cuda);
+  Session(const Environment& environment, const config::RunConfig& config, at::Device device);
   ~Session();
   static constexpr double kSecondsToEnd = 6;
 
@@ -30,14 +30,13 @@ class Session {
   bool was_left_alone() const;
 
   const Mesh& mesh() const;
+  // That compute on this process' GPU, itself included.
+  int ranks_on_device() const;
 
  private:
   struct Parts;
   std::unique_ptr<Parts> parts_;
 };
-
-// UserError when the backend that the config asks for cannot serve.
-void check_backend(const config::ParallelConfig& config, bool on_cuda);
 
 // Set by `--nproc` for the processes that it starts: it says itself which of them ended.
 inline constexpr const char* kLaunchedVariable = "MOEBIUS_LAUNCHED";

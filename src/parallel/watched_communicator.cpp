@@ -2,45 +2,34 @@
 
 #include <utility>
 
-#include "base/clock.h"
-
 namespace moebius::parallel {
 namespace {
 
-class Stopwatch {
- public:
-  explicit Stopwatch(std::atomic<double>& total) : total_(total) {}
-  ~Stopwatch() { total_.fetch_add(steady_seconds() - begin_, std::memory_order_relaxed); }
-
- private:
-  std::atomic<double>& total_;
-  double begin_ = steady_seconds();
-};
-
 class WatchedWork final : public Pending::Work {
  public:
-  WatchedWork(Pending inner, std::shared_ptr<std::atomic<double>> waited)
-      : inner_(std::move(inner)), waited_(std::move(waited)) {}
+  WatchedWork(Pending inner, std::shared_ptr<StallClock> clock)
+      : inner_(std::move(inner)), clock_(std::move(clock)) {}
   void wait() override {
-    const Stopwatch stopwatch(*waited_);
+    const StallClock::Span stalled(*clock_);
     inner_.wait();
   }
   bool is_done() override { return inner_.is_done(); }
 
  private:
   Pending inner_;
-  std::shared_ptr<std::atomic<double>> waited_;
+  std::shared_ptr<StallClock> clock_;
 };
 
 }  // namespace
 
-WatchedCommunicator::WatchedCommunicator(std::unique_ptr<Communicator> inner, bool overlaps)
-    : inner_(std::move(inner)), overlaps_(overlaps) {}
+WatchedCommunicator::WatchedCommunicator(std::unique_ptr<Communicator> inner, bool overlaps,
+                                         at::Device device)
+    : inner_(std::move(inner)), overlaps_(overlaps), clock_(std::make_shared<StallClock>(device)) {}
 
 WatchedCommunicator::~WatchedCommunicator() = default;
 
 Pending WatchedCommunicator::watch(Pending pending) {
-  Pending watched(std::make_shared<WatchedWork>(std::move(pending), waited_));
+  Pending watched(std::make_shared<WatchedWork>(std::move(pending), clock_));
   if (!overlaps_) watched.wait();
   return watched;
 }
@@ -69,7 +58,7 @@ Pending WatchedCommunicator::broadcast(at::Tensor inout, int root) {
 // Ranks that send to each other before they receive must not wait for the other to receive.
 Pending WatchedCommunicator::send(at::Tensor in, int to) {
   Pending pending = inner_->send(std::move(in), to);
-  return Pending(std::make_shared<WatchedWork>(std::move(pending), waited_));
+  return Pending(std::make_shared<WatchedWork>(std::move(pending), clock_));
 }
 
 Pending WatchedCommunicator::receive(at::Tensor out, int from) {
@@ -77,7 +66,7 @@ Pending WatchedCommunicator::receive(at::Tensor out, int from) {
 }
 
 void WatchedCommunicator::barrier() {
-  const Stopwatch stopwatch(*waited_);
+  const StallClock::Span stalled(*clock_);
   inner_->barrier();
 }
 

@@ -1,21 +1,27 @@
 // A communicator that counts how long its process stands still for it, and that can do without overlap.
 #pragma once
 
-#include <atomic>
+#include <c10/core/Device.h>
+
+#include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "parallel/communicator.h"
+#include "parallel/stall_clock.h"
 
 namespace moebius::parallel {
 
-// On a CPU the host blocks in wait(), so that what is counted there is communication which nothing hid; on a
-// GPU wait() only queues, and the trace of the device says it instead. Time is counted from any thread.
+// On a CPU the host blocks in wait(), so that what is counted there is communication which nothing hid. On a
+// GPU wait() only queues, and what is counted is how long the current stream stands there: between two events
+// of it (stall_clock.h). Time is counted from any thread.
 class WatchedCommunicator final : public Communicator {
  public:
   // overlaps = false: every collective has ended when it returns, so that nothing is computed meanwhile; the
   // results are the same. For measuring what overlap gains.
-  WatchedCommunicator(std::unique_ptr<Communicator> inner, bool overlaps);
+  // `device`: where the process computes.
+  WatchedCommunicator(std::unique_ptr<Communicator> inner, bool overlaps, at::Device device = at::kCPU);
   ~WatchedCommunicator() override;
 
   const std::string& axis() const override { return inner_->axis(); }
@@ -32,15 +38,15 @@ class WatchedCommunicator final : public Communicator {
   void barrier() override;
   std::map<std::string, Traffic> traffic() const override { return inner_->traffic(); }
 
-  // Since the start; also while a receive's or a barrier's partner was late.
-  double waited_s() const { return waited_->load(std::memory_order_relaxed); }
+  // Since the start; also while a receive's or a barrier's partner was late. On a GPU as far as it has come.
+  double waited_s() const { return clock_->seconds(); }
 
  private:
   Pending watch(Pending pending);
 
   std::unique_ptr<Communicator> inner_;
   bool overlaps_;
-  std::shared_ptr<std::atomic<double>> waited_ = std::make_shared<std::atomic<double>>(0);
+  std::shared_ptr<StallClock> clock_;
 };
 
 }  // namespace moebius::parallel

@@ -207,8 +207,7 @@ void Report::step(const StepNumbers& numbers, double seconds, bool waited) {
   line["targets"] = totals_.targets;
   line["step_seconds"] = seconds;
   line["tokens_per_second"] = rate;
-  if (context_.num_ranks > 1 && context_.device.is_cpu())
-    line["exposed_communication_seconds"] = numbers.waited_s;
+  if (context_.num_ranks > 1) line["exposed_communication_seconds"] = numbers.waited_s;
   if (numbers.skipped) line["skipped"] = true;
   if (memory.ok()) line["resident_bytes"] = memory->resident_bytes;
   if (context_.device.is_cuda()) {
@@ -295,7 +294,7 @@ void Report::write_summary(const Ending& ending) {
     json["median_step_seconds"] = median;
     json["median_tokens_per_second"] = median_rate;
     json["model_tflops"] = median_rate * context_.flops_per_token / 1e12;
-    if (context_.num_ranks > 1 && context_.device.is_cpu())
+    if (context_.num_ranks > 1)
       json["median_exposed_communication_seconds"] = median_of_steps(waited_seconds_);
     if (context_.peak_flops) json["mfu"] = median_rate * context_.flops_per_token / *context_.peak_flops;
   }

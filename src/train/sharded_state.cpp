@@ -29,19 +29,16 @@ at::Tensor without_memory(const std::vector<int64_t>& dims, at::ScalarType dtype
 }
 
 // The texts of all ranks, in their order.
-std::vector<std::string> exchange(parallel::Communicator& world, const std::string& own, at::Device device) {
+std::vector<std::string> exchange_texts(parallel::Communicator& world, const std::string& own) {
   const int64_t ranks = world.size();
-  const at::TensorOptions on_device = at::TensorOptions().device(device);
-  const at::Tensor length = at::empty({1}, at::kLong).fill_(static_cast<int64_t>(own.size())).to(device);
-  at::Tensor lengths = at::empty({ranks}, on_device.dtype(at::kLong));
+  const at::Tensor length = at::empty({1}, at::kLong).fill_(static_cast<int64_t>(own.size()));
+  const at::Tensor lengths = at::empty({ranks}, at::kLong);
   world.all_gather(lengths, length).wait();
-  lengths = lengths.cpu();
   const int64_t most = lengths.max().item<int64_t>();
-  at::Tensor bytes = at::zeros({most}, at::kByte);
+  const at::Tensor bytes = at::zeros({most}, at::kByte);
   std::memcpy(bytes.mutable_data_ptr(), own.data(), own.size());
-  at::Tensor all = at::empty({ranks, most}, on_device.dtype(at::kByte));
-  world.all_gather(all, bytes.to(device)).wait();
-  all = all.cpu();
+  const at::Tensor all = at::empty({ranks, most}, at::kByte);
+  world.all_gather(all, bytes).wait();
   std::vector<std::string> texts;
   for (int64_t rank = 0; rank < ranks; ++rank)
     texts.emplace_back(static_cast<const char*>(all.const_data_ptr()) + rank * most,
@@ -134,8 +131,7 @@ void ShardedState::agree() {
     for (const int64_t dim : piece.dims) line += concat(" ", dim);
     own += line + "\n";
   }
-  const at::Device device = pieces_.empty() ? at::Device(at::kCPU) : pieces_.front().values.device();
-  const std::vector<std::string> texts = exchange(world_, own, device);
+  const std::vector<std::string> texts = exchange_texts(world_, own);
   std::map<std::pair<std::string, std::string>, Whole> by_name;
   for (int rank = 0; rank < world_.size(); ++rank) {
     std::istringstream lines(texts[static_cast<size_t>(rank)]);
@@ -225,18 +221,17 @@ std::span<const ckpt::PendingGroup> ShardedState::capture() {
     for (const Whole::Part& part : whole.parts) {
       if (part.source != rank && whole.writer != rank) continue;
       if (part.source == rank && whole.writer != rank) {
-        sends.push_back(world_.send(piece_of(whole, part).values, whole.writer));
+        // Files are written from the host, so pieces travel between hosts.
+        sends.push_back(world_.send(piece_of(whole, part).values.cpu(), whole.writer));
         continue;
       }
       at::Tensor values;
       if (part.source == rank) {
-        values = piece_of(whole, part).values;
+        values = piece_of(whole, part).values.cpu();
       } else {
-        const at::Device device = pieces_.empty() ? at::Device(at::kCPU) : pieces_.front().values.device();
-        values = at::empty({part.end - part.begin}, at::TensorOptions().dtype(whole.dtype).device(device));
+        values = at::empty({part.end - part.begin}, whole.dtype);
         world_.receive(values, part.source).wait();
       }
-      values = values.cpu();
       const auto element_bytes = values.element_size();
       for_each_run(part.slice, whole.dims, part.begin, part.end,
                    [&](int64_t in_whole, int64_t in_piece, int64_t count) {

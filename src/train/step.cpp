@@ -79,6 +79,11 @@ double StepNumbers::max_violation() const {
 StepNumbers PendingNumbers::get() const {
   if (done_) done_->synchronize();
   StepNumbers numbers = known_;
+  // What the device has come to since the step before was asked for.
+  if (mesh_ != nullptr) {
+    const double waited_s = mesh_->waited_s();
+    numbers.waited_s = waited_s - std::exchange(*waited_told_s_, waited_s);
+  }
   const float* head = host_.const_data_ptr<float>();
   numbers.loss = head[0];
   numbers.balance_loss = head[1];
@@ -300,8 +305,8 @@ PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batc
     };
     numbers = compute(work);
   }
-  if (mesh_ != nullptr) pending.known_.waited_s = mesh_->waited_s() - waited_before;
   if (numbers.is_cpu()) {
+    if (mesh_ != nullptr) pending.known_.waited_s = mesh_->waited_s() - waited_before;
     pending.host_ = recorder_ ? numbers.clone() : numbers;
     mark(energy::Phase::kIdle);
     return pending;
@@ -311,6 +316,10 @@ PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batc
   const c10::impl::VirtualGuardImpl guard(decoder_.device().type());
   pending.done_.emplace(decoder_.device().type());
   pending.done_->record(guard.getStream(decoder_.device()));
+  if (mesh_ != nullptr) {
+    pending.mesh_ = mesh_;
+    pending.waited_told_s_ = waited_told_s_;
+  }
   mark(energy::Phase::kIdle);
   return pending;
 }

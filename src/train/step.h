@@ -40,7 +40,7 @@ struct StepNumbers {
   double learning_rate = 0;
   bool skipped = false;  // loss or gradient was not finite: nothing was changed
   int64_t num_tokens = 0, num_targets = 0;
-  double waited_s = 0;  // this process stood still for other ranks (on a CPU; see WatchedCommunicator)
+  double waited_s = 0;  // this process, or its GPU, stood still for other ranks (WatchedCommunicator)
   std::vector<moe::LayerLoad> layers;
 
   double max_violation() const;  // of the worst layer; 0 without experts
@@ -65,6 +65,8 @@ class PendingNumbers {
   std::optional<c10::Event> done_;
   const moe::LoadStatistics* statistics_ = nullptr;
   int64_t num_micro_ = 1;
+  const parallel::Mesh* mesh_ = nullptr;  // of several ranks on GPUs
+  std::shared_ptr<double> waited_told_s_;
 };
 
 class TrainStep {
@@ -156,6 +158,7 @@ class TrainStep {
   PhaseTimer* phases_ = nullptr;
   const parallel::Mesh* mesh_ = nullptr;  // null: one process
   parallel::DataParallel* shares_ = nullptr;
+  std::shared_ptr<double> waited_told_s_ = std::make_shared<double>(0);  // what earlier steps have told
   Quantisation* quantisation_ = nullptr;
 };
 

@@ -10,7 +10,7 @@
 
 namespace moebius::kernels {
 
-inline constexpr int kPluginAbiVersion = 5;
+inline constexpr int kPluginAbiVersion = 6;
 inline constexpr char kPluginEntry[] = "moebius_cuda_plugin";
 
 struct DeviceInfo {
@@ -26,6 +26,13 @@ struct DeviceMemory {
   int64_t allocated_bytes;       // by tensors, now
   int64_t peak_allocated_bytes;  // by tensors, since the last reset
   int64_t reserved_bytes;        // held by the caching allocator
+};
+
+// A group of ranks, one GPU each, that exchange data through NCCL.
+struct NcclGroup {
+  const void* store;  // a c10::intrusive_ptr<c10d::Store> of libtorch that all ranks of the group share
+  int rank, size;
+  int device;  // of this rank
 };
 
 struct Plugin {
@@ -53,6 +60,12 @@ struct Plugin {
   void (*graph_abort)(void* graph);
   void (*graph_replay)(void* graph);
   void (*graph_free)(void* graph);
+  // Makes the process group, without exchanging anything yet: a c10d::Backend of libtorch whose reference the
+  // caller takes over (c10::intrusive_ptr::reclaim). It neither logs nor ends the process when a rank does
+  // not come: that is for the caller to watch over. Errors are exceptions of libtorch.
+  void* (*nccl_group)(const NcclGroup& group);
+  // Makes the device that of this thread.
+  void (*set_device)(int device);
 };
 
 using PluginEntry = const Plugin* (*)();

@@ -1,5 +1,6 @@
-// The entry of libmoebius_cuda.so (kernels/api/plugin.h): the only file of the plug-in that knows libtorch.
-// It hands out the kernel table, libtorch's streams and memory counters, and the choice of attention backend.
+// The entry of libmoebius_cuda.so (kernels/api/plugin.h): with nccl_group.cpp the only file of the plug-in
+// that knows libtorch. It hands out the kernel table, libtorch's streams and memory counters, and the choice
+// of attention backend.
 #include "kernels/api/plugin.h"
 
 #include <ATen/Context.h>
@@ -16,6 +17,7 @@
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/nccl_group.h"
 
 namespace moebius::kernels::cuda {
 namespace {
@@ -132,6 +134,11 @@ void graph_free(void* graph) {
   delete &graph_of(graph);
 }
 
+void set_device(int device) {
+  initialise();
+  c10::cuda::set_device(index_of(device));
+}
+
 }  // namespace
 }  // namespace moebius::kernels::cuda
 
@@ -153,6 +160,8 @@ extern "C" __attribute__((visibility("default"))) const moebius::kernels::Plugin
       .graph_abort = cuda::graph_abort,
       .graph_replay = cuda::graph_replay,
       .graph_free = cuda::graph_free,
+      .nccl_group = cuda::nccl_group,
+      .set_device = cuda::set_device,
   };
   return &plugin;
 }
