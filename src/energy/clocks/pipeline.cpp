@@ -7,6 +7,7 @@
 #include "base/concat.h"
 #include "base/error.h"
 #include "energy/clocks/min_cut.h"
+#include "tune/pipeline_schedule.h"
 
 namespace moebius::energy::clocks {
 namespace {
@@ -196,36 +197,23 @@ Pipeline make_pipeline(const ClockTable& table, int64_t micro_batches) {
     throw_user_error("the clock table of ", table.gpu, " has no phase '", phase, "' for stage ", stage,
                      "; a pipeline needs forward and backward for each of its ", num_stages, " stages");
   };
-  // index[backward][stage][micro]
-  std::vector<std::vector<std::vector<size_t>>> index(2);
-  for (auto& each : index)
-    each.assign(static_cast<size_t>(num_stages), std::vector<size_t>(static_cast<size_t>(micro_batches)));
+  const tune::PipelineSchedule schedule =
+      tune::make_schedule(tune::PipelineKind::one_f_one_b, num_stages, 1, micro_batches);
   for (int stage = 0; stage < num_stages; ++stage) {
     const size_t forward = curve_of(stage, "forward"), backward = curve_of(stage, "backward");
-    const auto add = [&](int64_t micro, bool is_backward) {
-      const size_t i = pipeline.instructions.size();
-      index[is_backward][static_cast<size_t>(stage)][static_cast<size_t>(micro)] = i;
-      pipeline.order[static_cast<size_t>(stage)].push_back(i);
-      pipeline.instructions.push_back({is_backward ? backward : forward, stage, micro, is_backward});
-    };
-    const int64_t warm_up = std::min<int64_t>(micro_batches, num_stages - 1 - stage);
-    for (int64_t m = 0; m < warm_up; ++m) add(m, false);
-    for (int64_t m = warm_up; m < micro_batches; ++m) {
-      add(m, false);
-      add(m - warm_up, true);
+    for (const tune::PipelineTask& task : schedule.tasks[static_cast<size_t>(stage)]) {
+      const bool is_backward = task.pass == tune::PipelinePass::backward;
+      pipeline.order[static_cast<size_t>(stage)].push_back(pipeline.instructions.size());
+      pipeline.instructions.push_back(
+          {is_backward ? backward : forward, stage, task.micro_batch, is_backward});
     }
-    for (int64_t m = micro_batches - warm_up; m < micro_batches; ++m) add(m, true);
   }
   pipeline.before.resize(pipeline.instructions.size());
   for (const auto& order : pipeline.order)
     for (size_t i = 1; i < order.size(); ++i) pipeline.before[order[i]].push_back(order[i - 1]);
-  for (size_t i = 0; i < pipeline.instructions.size(); ++i) {
-    const Instruction& own = pipeline.instructions[i];
-    const int from = own.backward ? own.stage + 1 : own.stage - 1;
-    if (from < 0 || from >= num_stages) continue;
-    pipeline.before[i].push_back(
-        index[own.backward][static_cast<size_t>(from)][static_cast<size_t>(own.micro_batch)]);
-  }
+  for (const tune::PipelineTransfer& transfer : schedule.transfers)
+    pipeline.before[pipeline.order[static_cast<size_t>(transfer.to)][transfer.before]].push_back(
+        pipeline.order[static_cast<size_t>(transfer.from)][transfer.after]);
   // Depth-first order of what must come first.
   std::vector<bool> placed(pipeline.instructions.size());
   const auto place = [&](const auto& self, size_t i) -> void {
