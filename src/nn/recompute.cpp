@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "ops/weight_gradients.h"
 
 namespace moebius::nn {
 namespace {
@@ -139,6 +140,12 @@ bool recomputing() {
 
 std::vector<at::Tensor> recompute(const std::vector<at::Tensor>& inputs, Segment segment) {
   if (!at::GradMode::is_enabled()) return segment(inputs);
+  // What is computed again belongs where it was computed first.
+  if (ops::WeightGradients* const later = ops::WeightGradients::current(); later != nullptr)
+    segment = [later, own = std::move(segment)](const std::vector<at::Tensor>& values) {
+      const ops::WeightGradients::Collect collect(later);
+      return own(values);
+    };
   return RunAgain::apply(at::TensorList(inputs), c10::make_intrusive<SegmentHolder>(std::move(segment)));
 }
 

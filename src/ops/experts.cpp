@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "ops/expert_rows.h"
 #include "ops/grouped_mm.h"
+#include "ops/weight_gradients.h"
 
 namespace moebius::ops {
 namespace {
@@ -35,6 +36,9 @@ class ExpertFfn : public torch::autograd::Function<ExpertFfn> {
       ctx->save_for_backward(
           {x_TD, gate_up_E2FD, down_EDF, weights_TK, order_R, inverse_R, offsets_E1, gate_up_R2F});
       ctx->saved_data["gate_up_is_kept"] = options.keep_gate_up;
+      WeightGradients* const later = WeightGradients::current_for(gate_up_E2FD);
+      if (later != nullptr && WeightGradients::current_for(down_EDF) != nullptr)
+        ctx->saved_data["later"] = reinterpret_cast<int64_t>(later);
     }
     return combine_rows(y_RD, weights_TK, routing);
   }
@@ -61,6 +65,21 @@ class ExpertFfn : public torch::autograd::Function<ExpertFfn> {
     RowActivationGrads act = activate_rows_backward(std::move(gate_up_R2F), std::move(grad_act_RF),
                                                     slots_to_rows(weights_TK, routing), routing);
     at::Tensor grad_down_EDF, grad_gate_up_E2FD, grad_x_TD, grad_weights_TK;
+    if (const auto later = ctx->saved_data.find("later"); later != ctx->saved_data.end()) {
+      // What the products of the weights' gradients read stays until then.
+      auto* const weights = reinterpret_cast<WeightGradients*>(later->second.toInt());
+      const RowOperand rows{act.gate_up_R2F, {}, 1};
+      weights->add(down_EDF, [grad_y_rows, act_scaled_RF = act.act_scaled_RF, offsets_E1] {
+        return grouped_mm_weight_grad(grad_y_rows, {act_scaled_RF, {}, 1}, offsets_E1);
+      });
+      weights->add(gate_up_E2FD, [rows, x_TD, routing, width = gate_up_E2FD.size(1)] {
+        return grouped_mm_weight_grad(rows, routed_rows_for(x_TD, routing, width, true), routing.offsets_E1);
+      });
+      if (ctx->needs_input_grad(3)) grad_weights_TK = rows_to_slots(act.row_scale_R, routing);
+      if (ctx->needs_input_grad(0))
+        grad_x_TD = combine_rows(grouped_mm_input_grad(rows, gate_up_E2FD, offsets_E1), {}, routing);
+      return {grad_x_TD, {}, {}, grad_weights_TK, {}, {}, {}, {}};
+    }
     if (ctx->needs_input_grad(3)) grad_weights_TK = rows_to_slots(act.row_scale_R, routing);
     if (ctx->needs_input_grad(2))
       grad_down_EDF = grouped_mm_weight_grad(grad_y_rows, {act.act_scaled_RF, {}, 1}, offsets_E1);

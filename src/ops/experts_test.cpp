@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include <cmath>
 #include <string>
@@ -11,6 +12,7 @@
 #include "base/parallel.h"
 #include "ops/grouped_mm.h"
 #include "ops/linear.h"
+#include "ops/weight_gradients.h"
 
 namespace moebius::ops {
 namespace {
@@ -173,6 +175,56 @@ TEST(GroupedProducts, of_the_library_take_odd_widths) {
                 grouped_mm_input_grad({a_RN, {}}, w_GNK, offsets_G1));
     expect_near(library_grouped_mm(kernels::GroupedGemmKind::weight_grad, a_RN, a_RK, offsets_G1),
                 grouped_mm_weight_grad({a_RN, {}}, {a_RK, {}}, offsets_G1));
+  }
+}
+
+// Gradients of weights that are left for later are the same, bit for bit, and hooks come then.
+TEST(WeightGradients, come_when_they_are_asked_for) {
+  class Count final : public torch::autograd::PostAccumulateGradHook {
+   public:
+    explicit Count(int& count) : count_(count) {}
+    void operator()(const at::Tensor&) override { ++count_; }
+
+   private:
+    int& count_;
+  };
+  at::manual_seed(3);
+  const Routing routing = make_routing(9, 3, 2);
+  Inputs in = make_inputs(routing, 3, 8, 6, at::kFloat);
+  at::Tensor weight = at::randn({8, 8}).requires_grad_(true);
+  const std::vector<at::Tensor> weights{in.gate_up_E2FD, in.down_EDF, weight};
+  std::vector<at::Tensor> expected;
+  for (WeightGradients later; const bool waits : {false, true}) {
+    for (const at::Tensor& leaf : in.leaves()) leaf.mutable_grad().reset();
+    weight.mutable_grad().reset();
+    Routing own = routing;
+    own.weights_TK = in.weights_TK;
+    at::Tensor y_TD;
+    {
+      const WeightGradients::Collect collect(waits ? &later : nullptr);
+      // The weight is used twice.
+      y_TD = ops::linear(expert_ffn(ops::linear(in.x_TD, weight), in.gate_up_E2FD, in.down_EDF, own), weight);
+    }
+    EXPECT_EQ(WeightGradients::current(), nullptr);
+    torch::autograd::backward({y_TD}, {in.grad_y_TD});
+    if (!waits) {
+      for (const at::Tensor& each : weights) expected.push_back(each.grad().clone());
+      expected.push_back(in.x_TD.grad().clone());
+      expected.push_back(in.weights_TK.grad().clone());
+      continue;
+    }
+    int count = 0;
+    for (const at::Tensor& each : weights) {
+      EXPECT_FALSE(each.grad().defined());
+      EXPECT_TRUE(later.has(each));
+      torch::autograd::impl::set_post_acc_grad_hooks(each, std::make_unique<Count>(count));
+    }
+    EXPECT_TRUE(in.x_TD.grad().equal(expected[3]));
+    EXPECT_TRUE(in.weights_TK.grad().equal(expected[4]));
+    later.finish();
+    EXPECT_EQ(count, 3);
+    for (size_t i = 0; i < weights.size(); ++i) EXPECT_TRUE(weights[i].grad().equal(expected[i])) << i;
+    EXPECT_FALSE(later.has(weight));
   }
 }
 

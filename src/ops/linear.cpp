@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "ops/device.h"
+#include "ops/weight_gradients.h"
 
 namespace moebius::ops {
 namespace {
@@ -40,6 +41,8 @@ class Linear : public torch::autograd::Function<Linear> {
  public:
   static Variable forward(AutogradContext* ctx, const at::Tensor& x_RK, const at::Tensor& weight_NK) {
     ctx->save_for_backward({x_RK, weight_NK});
+    if (WeightGradients* const later = WeightGradients::current_for(weight_NK))
+      ctx->saved_data["later"] = reinterpret_cast<int64_t>(later);
     if (!x_RK.is_cpu()) return at::mm(x_RK, weight_NK.t());
     return dense(GroupedGemmKind::forward, x_RK, weight_NK, x_RK.size(0), weight_NK.size(0),
                  weight_NK.size(1));
@@ -54,9 +57,17 @@ class Linear : public torch::autograd::Function<Linear> {
     if (ctx->needs_input_grad(0))
       grad_x_RK = x_RK.is_cpu() ? dense(GroupedGemmKind::input_grad, grad_RN, weight_NK, num_rows, n, k)
                                 : at::mm(grad_RN, weight_NK);
-    if (ctx->needs_input_grad(1))
-      grad_weight_NK = x_RK.is_cpu() ? dense(GroupedGemmKind::weight_grad, grad_RN, x_RK, num_rows, n, k)
-                                     : at::mm(grad_RN.t(), x_RK);
+    if (ctx->needs_input_grad(1)) {
+      const auto make = [grad_RN, x_RK, num_rows, n, k] {
+        return x_RK.is_cpu() ? dense(GroupedGemmKind::weight_grad, grad_RN, x_RK, num_rows, n, k)
+                             : at::mm(grad_RN.t(), x_RK);
+      };
+      if (const auto later = ctx->saved_data.find("later"); later != ctx->saved_data.end()) {
+        reinterpret_cast<WeightGradients*>(later->second.toInt())->add(weight_NK, make);
+      } else {
+        grad_weight_NK = make();
+      }
+    }
     return {grad_x_RK, grad_weight_NK};
   }
 };
