@@ -42,7 +42,7 @@ class WatchedCommunicator final : public Communicator {
   double waited_s() const { return clock_->seconds(); }
 
  private:
-  Pending watch(Pending pending);
+  Pending watch(Pending pending, const char* what);
 
   std::unique_ptr<Communicator> inner_;
   bool overlaps_;

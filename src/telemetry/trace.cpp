@@ -20,12 +20,14 @@ std::atomic<uint64_t> session{0};
 
 namespace {
 
+constexpr int64_t kExchange = -2;
+
 struct Event {
   const char* name;
   const char* category;  // null: a counter
-  int64_t index;
-  double begin;     // seconds
-  double duration;  // seconds; a counter's value
+  int64_t index;         // kExchange: `category` is a track of its own
+  double begin;          // seconds
+  double duration;       // seconds; a counter's value
 };
 
 // Events of one thread. The lock is contended only while a trace starts, stops or is written.
@@ -81,7 +83,17 @@ std::string micros(double seconds) {
   return text;
 }
 
-std::string event_json(const Event& event, double origin, pid_t process, pid_t thread) {
+// Begin and end of what may overlap others; the number makes them a pair.
+std::string exchange_json(const Event& event, double origin, int process, int64_t number) {
+  const auto half = [&](char phase, double seconds) {
+    return "{\"name\":" + quoted(event.name) + ",\"cat\":" + quoted(event.category) + ",\"ph\":\"" + phase +
+           "\",\"id2\":{\"local\":\"" + std::to_string(number) + "\"},\"pid\":" + std::to_string(process) +
+           ",\"tid\":0,\"ts\":" + micros(seconds) + "}";
+  };
+  return half('b', event.begin - origin) + ",\n" + half('e', event.begin - origin + event.duration);
+}
+
+std::string event_json(const Event& event, double origin, int process, pid_t thread) {
   std::string json = "{\"name\":" + quoted(event.name) + ",\"pid\":" + std::to_string(process) +
                      ",\"tid\":" + std::to_string(thread) + ",\"ts\":" + micros(event.begin - origin);
   if (event.category == nullptr) {
@@ -104,6 +116,11 @@ double now() {
 void add_span(uint64_t span_session, const char* name, const char* category, int64_t index, double begin) {
   if (session.load(std::memory_order_relaxed) != span_session) return;  // stopped meanwhile
   add({name, category, index, begin, now() - begin}, span_session);
+}
+
+void add_exchange(uint64_t begun_session, const char* name, const char* track, double begin) {
+  if (session.load(std::memory_order_relaxed) != begun_session) return;  // stopped meanwhile
+  add({name, track, kExchange, begin, now() - begin}, begun_session);
 }
 
 void add_counter(const char* name, double value) {
@@ -140,35 +157,42 @@ int64_t num_dropped_trace_events() {
   return seen > kept ? static_cast<int64_t>(seen - kept) : 0;
 }
 
-void write_trace(const std::filesystem::path& path) {
+std::string trace_text(int process, const std::string& process_name) {
   State& s = state();
   const std::lock_guard<std::mutex> lock(s.mutex);
-  AtomicFile file(path);
-  const pid_t process = ::getpid();
-  file.write("{\"displayTimeUnit\":\"ms\",\"otherData\":{\"dropped_events\":" +
-             std::to_string(num_dropped_trace_events()) +
-             "},\"traceEvents\":[\n{\"ph\":\"M\",\"name\":\"process_name\"," +
-             "\"pid\":" + std::to_string(process) + ",\"tid\":0,\"args\":{\"name\":\"moebius\"}}");
+  const std::string pid = std::to_string(process);
+  std::string text = "{\"ph\":\"M\",\"name\":\"process_name\",\"pid\":" + pid +
+                     ",\"tid\":0,\"args\":{\"name\":" + quoted(process_name) + "}}";
+  int64_t number = 0;
   for (const auto& track : s.tracks) {
     const std::lock_guard<std::mutex> track_lock(track->mutex);
     if (track->events.empty()) continue;
-    std::string text;
-    const std::string name = !track->thread_name.empty()   ? track->thread_name
-                             : track->thread_id == process ? "main"
-                                                           : "thread " + std::to_string(track->thread_id);
-    text += ",\n{\"ph\":\"M\",\"name\":\"thread_name\",\"pid\":" + std::to_string(process) +
+    const std::string name = !track->thread_name.empty()      ? track->thread_name
+                             : track->thread_id == ::getpid() ? "main"
+                                                              : "thread " + std::to_string(track->thread_id);
+    text += ",\n{\"ph\":\"M\",\"name\":\"thread_name\",\"pid\":" + pid +
             ",\"tid\":" + std::to_string(track->thread_id) + ",\"args\":{\"name\":" + quoted(name) + "}}";
-    for (const Event& event : track->events) {
-      text += ",\n" + event_json(event, s.begin, process, track->thread_id);
-      if (text.size() > (1 << 20)) {
-        file.write(text);
-        text.clear();
-      }
-    }
-    file.write(text);
+    for (const Event& event : track->events)
+      text += ",\n" + (event.index == kExchange ? exchange_json(event, s.begin, process, number++)
+                                                : event_json(event, s.begin, process, track->thread_id));
+  }
+  return text;
+}
+
+void write_trace(const std::filesystem::path& path, const std::vector<std::string>& texts) {
+  AtomicFile file(path);
+  file.write("{\"displayTimeUnit\":\"ms\",\"otherData\":{\"dropped_events\":" +
+             std::to_string(num_dropped_trace_events()) + "},\"traceEvents\":[\n");
+  for (size_t i = 0; i < texts.size(); ++i) {
+    if (i > 0) file.write(",\n");
+    file.write(texts[i]);
   }
   file.write("\n]}\n");
   file.commit();
+}
+
+void write_trace(const std::filesystem::path& path) {
+  write_trace(path, {trace_text(::getpid(), "moebius")});
 }
 
 void name_this_thread(const std::string& name) {

@@ -1,5 +1,6 @@
 // Spans and counters of a stretch of time, written as a Chrome trace (open in ui.perfetto.dev or
-// chrome://tracing). Format: "Trace Event Format", complete ("X"), counter ("C") and metadata ("M") events.
+// chrome://tracing). Format: "Trace Event Format", complete ("X"), counter ("C"), nestable async ("b", "e")
+// and metadata ("M") events.
 //
 //   telemetry::Span span("forward", "train");        // until the end of the scope; nests
 //
@@ -10,6 +11,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "base/clock.h"
 
@@ -22,12 +24,17 @@ void start_trace(size_t max_events = size_t{1} << 18, const Clock& clock = syste
 void stop_trace();
 // Writes what was recorded. Call after stop_trace(). UserError when the file cannot be written.
 void write_trace(const std::filesystem::path& path);
+// The same of several processes, each of which has made its text; `process` tells them apart. Times count
+// from the start_trace() of each.
+std::string trace_text(int process, const std::string& process_name);
+void write_trace(const std::filesystem::path& path, const std::vector<std::string>& texts);
 // Events that found no room.
 int64_t num_dropped_trace_events();
 
 namespace trace_detail {
 extern std::atomic<uint64_t> session;  // 0: not recording
 double now();
+void add_exchange(uint64_t session, const char* name, const char* track, double begin);
 void add_span(uint64_t session, const char* name, const char* category, int64_t index, double begin);
 void add_counter(const char* name, double value);
 }  // namespace trace_detail
@@ -62,6 +69,30 @@ class Span {
   const char* category_;
   int64_t index_;
   double begin_;
+};
+
+// Something that runs beside the threads, from its making to end(): overlaps others of its track. `name` is a
+// literal; `track` stays until the trace is written.
+class Exchange {
+ public:
+  Exchange(const char* name, const char* track)
+      : session_(trace_detail::session.load(std::memory_order_relaxed)), name_(name), track_(track) {
+    if (session_ != 0) [[unlikely]]
+      begin_ = trace_detail::now();
+  }
+  // The first call counts.
+  void end() {
+    if (session_ == 0) [[likely]]
+      return;
+    trace_detail::add_exchange(session_, name_, track_, begin_);
+    session_ = 0;
+  }
+
+ private:
+  uint64_t session_;
+  const char* name_;
+  const char* track_;
+  double begin_ = 0;
 };
 
 // A value over time, as its own track. `name` must be a literal.

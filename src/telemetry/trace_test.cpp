@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <thread>
 
 #include "base/file.h"
@@ -61,6 +62,29 @@ TEST_F(Trace, spans_nest_in_time_and_carry_their_fields) {
   EXPECT_EQ(counter["ph"], "C");
   EXPECT_EQ(counter["args"]["value"], 2048);
   EXPECT_EQ(inner["tid"], outer["tid"]);
+}
+
+TEST_F(Trace, exchanges_overlap_and_processes_share_a_file) {
+  FixedClock clock;
+  start_trace(1000, clock);
+  Exchange first("send", "pp"), second("all_reduce", "dp");
+  clock.advance(0.5);
+  first.end();
+  clock.advance(0.25);
+  second.end();
+  second.end();
+  stop_trace();
+  write_trace(folder_ / "trace.json", {trace_text(0, "rank 0"), trace_text(1, "rank 1")});
+  const auto trace = nlohmann::json::parse(read_file(folder_ / "trace.json"));
+  EXPECT_EQ(count(trace, "b"), 4);
+  EXPECT_EQ(count(trace, "e"), 4);
+  std::set<int> processes;
+  for (const auto& event : trace["traceEvents"]) {
+    processes.insert(event["pid"].get<int>());
+    if (event["ph"] != "e") continue;
+    EXPECT_EQ(event["ts"], event["cat"] == "pp" ? 500000 : 750000);
+  }
+  EXPECT_EQ(processes, (std::set<int>{0, 1}));
 }
 
 TEST_F(Trace, nothing_is_recorded_while_off_or_across_traces) {
