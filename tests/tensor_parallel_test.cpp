@@ -1,9 +1,12 @@
 // Layers split over several processes on loopback: the same training as in one.
 #include <gtest/gtest.h>
 
+#include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "base/concat.h"
+#include "base/file.h"
 #include "tests/child_process.h"
 #include "tests/run_metrics.h"
 #include "tests/tiny_config.h"
@@ -79,6 +82,33 @@ TEST_F(TensorParallelTest, a_checkpoint_of_slices_goes_on_in_one_process_and_bac
   until(15, false, true);
   until(20, true, true);
   compare("one", "mixed");
+}
+
+// Also validation, samples and checkpoints, and a trace of all ranks.
+TEST_F(TensorParallelTest, stages_of_a_pipeline_train_as_one_process_does) {
+  const Words settings{
+      "model.layers=3",      "model.tied_embeddings=true", "model.moe.balance.bias_rate=0.001",
+      "train.micro_batch=1", "train.sample_every=10",      "schedule.kind=constant"};
+  ASSERT_EQ(run("one", settings, 1).code, 0);
+  const auto train = [&](const std::string& name, int processes, const Words& more, const Words& flags) {
+    Words all = settings;
+    all.insert(all.end(), more.begin(), more.end());
+    const Finished finished = run(name, all, processes, flags);
+    ASSERT_EQ(finished.code, 0) << finished.errors;
+  };
+  train("mixed", 4, {"parallel.pp=2", "parallel.ep=2", "parallel.zero_stage=1", "train.steps=10"},
+        {"--trace"});
+  train("mixed", 1, {"train.steps=15"}, {"--resume"});
+  train("mixed", 2, {"parallel.pp=2", "parallel.pp_schedule=zero_bubble", "train.steps=20"}, {"--resume"});
+  compare("one", "mixed");
+  const auto trace = nlohmann::json::parse(read_file(folder / "mixed/trace.json"));
+  std::map<int64_t, std::set<std::string>> names;
+  for (const auto& event : trace["traceEvents"])
+    names[event["pid"].get<int64_t>()].insert(event["name"].get<std::string>());
+  ASSERT_EQ(names.size(), 4u);
+  for (const auto& [rank, seen] : names)
+    for (const char* each : {"forward", "backward", "send", "receive", "all_to_all", "reduce_scatter"})
+      EXPECT_EQ(seen.count(each), 1u) << each << " of rank " << rank;
 }
 
 TEST_F(TensorParallelTest, refuses_a_model_that_does_not_split) {

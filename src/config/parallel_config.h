@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "config/field.h"
 
@@ -19,6 +20,9 @@ struct ParallelConfig {
   int64_t ep_node_size = 0;
   int64_t expert_tp = 0;
   int64_t pp = 1;
+  std::string pp_schedule = "1f1b";
+  int64_t pp_chunks = 1;
+  std::vector<int64_t> pp_layers = {};
   int64_t cp = 1;
   int64_t zero_stage = 0;
   double bucket_mb = 25;
@@ -56,6 +60,16 @@ void describe(V& v, ParallelConfig& c) {
       "Ranks that split each expert; 0: as parallel.tp. 1 with tp above 1: ep counts over tensor ranks too.");
   v.field("pp", c.pp, range(1, 1 << 20), "stages",
           "Groups of consecutive layers, each on its own ranks (pipeline).");
+  v.field("pp_schedule", c.pp_schedule, one_of({"1f1b", "interleaved", "zero_bubble"}), "",
+          "How stages take turns: 1f1b one micro-batch forward, one backward; interleaved several groups of "
+          "layers per stage (parallel.pp_chunks), less idle time for more traffic; zero_bubble gradients of "
+          "weights fill the gaps, for more memory on later stages.");
+  v.field("pp_chunks", c.pp_chunks, range(1, 1 << 20), "groups",
+          "Groups of layers per stage, with parallel.pp_schedule = \"interleaved\".");
+  v.field(
+      "pp_layers", c.pp_layers, at_least(1), "",
+      "Layers of each group, in the order of the model; empty: dealt out by their arithmetic, that of the "
+      "output layer included.");
   v.field("cp", c.cp, range(1, 1 << 20), "ranks",
           "Ranks that share each sequence among them (context parallel).");
   v.field(

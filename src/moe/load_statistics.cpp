@@ -68,7 +68,9 @@ void LoadStatistics::update_bias(nn::ParamTable& params, double rate, const at::
   const at::Tensor step_LE =
       (counts_LE.mean(1, true) - counts_LE).sign_().mul_(at::isfinite(scale).to(at::kFloat) * rate);
   for (size_t i = 0; i < layers_.size(); ++i) {
-    const at::Tensor& bias = bias_of(params, i).value;
+    nn::Param* const param = bias_of(params, i);
+    if (param == nullptr) continue;
+    const at::Tensor& bias = param->value;
     bias.add_(step_LE.select(0, static_cast<int64_t>(i)));
     bias.sub_(bias.mean());
   }
@@ -79,21 +81,20 @@ void LoadStatistics::update_bias(nn::ParamTable& params, std::vector<ForecastBia
   MOEBIUS_CHECK_EQ(rules.size(), layers_.size());
   const at::Tensor counts_LE = packed_.narrow(1, 0, num_experts_).to(at::kCPU, at::kDouble).contiguous();
   for (size_t i = 0; i < layers_.size(); ++i) {
-    const at::Tensor& bias = bias_of(params, i).value;
+    nn::Param* const param = bias_of(params, i);
     const at::Tensor shares_E = counts_LE.select(0, static_cast<int64_t>(i));
-    const at::Tensor bias_E = bias.to(at::kCPU, at::kDouble).contiguous();
+    const at::Tensor bias_E = param != nullptr ? param->value.to(at::kCPU, at::kDouble).contiguous()
+                                               : at::zeros({num_experts_}, at::kDouble);
     shares_E.div_(shares_E.sum());
     const auto size = static_cast<size_t>(num_experts_);
     rules[i].update(std::span(shares_E.const_data_ptr<double>(), size),
                     std::span(bias_E.mutable_data_ptr<double>(), size));
-    bias.copy_(bias_E);
+    if (param != nullptr) param->value.copy_(bias_E);
   }
 }
 
-nn::Param& LoadStatistics::bias_of(nn::ParamTable& params, size_t i) const {
-  nn::Param* bias = params.find(concat("layers.", layers_[i], ".moe.router_bias"));
-  MOEBIUS_CHECK(bias != nullptr, "no selection bias in layer ", layers_[i]);
-  return *bias;
+nn::Param* LoadStatistics::bias_of(nn::ParamTable& params, size_t i) const {
+  return params.find(concat("layers.", layers_[i], ".moe.router_bias"));
 }
 
 }  // namespace moebius::moe

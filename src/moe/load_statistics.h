@@ -39,14 +39,16 @@ class LoadStatistics final : public nn::RoutingObserver {
   std::vector<LayerLoad> unpack(const at::Tensor& packed_on_cpu, int64_t num_micro) const;
 
   // Loss-free balancing (Wang et al. 2024): bias_e += rate * sign(mean load - load_e), then recentred to zero
-  // mean. `scale`, an fp32 scalar: nothing changes when it is not finite (the step was skipped).
+  // mean. `scale`, an fp32 scalar: nothing changes when it is not finite (the step was skipped). Of layers
+  // that are on another stage of a pipeline there is no bias here.
   void update_bias(nn::ParamTable& params, double rate, const at::Tensor& scale) const;
-  // By rules on the host, one per layer with experts: waits for the device.
+  // By rules on the host, one per layer with experts, those of other stages included: waits for the device.
   void update_bias(nn::ParamTable& params, std::vector<ForecastBias>& rules) const;
   int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }
 
  private:
-  nn::Param& bias_of(nn::ParamTable& params, size_t i) const;
+  // Null: on another stage.
+  nn::Param* bias_of(nn::ParamTable& params, size_t i) const;
 
   std::vector<int64_t> layers_;  // those with experts
   int64_t num_experts_;

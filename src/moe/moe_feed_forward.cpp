@@ -138,7 +138,8 @@ nn::FeedForwardResult MoeFeedForward::forward(const at::Tensor& x_TD,
 
 std::unique_ptr<nn::Decoder> make_decoder(const config::ModelConfig& config,
                                           std::shared_ptr<const TokenDispatcher> dispatcher,
-                                          std::shared_ptr<const nn::TensorAxis> axis) {
+                                          std::shared_ptr<const nn::TensorAxis> axis,
+                                          std::shared_ptr<const nn::DecoderPieces> pieces) {
   if (!dispatcher) dispatcher = std::make_shared<LocalDispatcher>();
   return std::make_unique<nn::Decoder>(
       config,
@@ -156,7 +157,7 @@ std::unique_ptr<nn::Decoder> make_decoder(const config::ModelConfig& config,
                              .axis = axis.get()},
             prefix + "ffn.", params);
       },
-      axis);
+      axis, std::move(pieces));
 }
 
 }  // namespace moebius::moe

@@ -42,10 +42,11 @@ class MoeFeedForward final : public nn::FeedForward {
 };
 
 // A decoder whose layers are dense or routed as `config` says. Only declares its parameters. With an axis the
-// caller splits the table (ParamTable::split) as it says.
+// caller splits the table (ParamTable::split) as it says; with pieces it has only their layers.
 std::unique_ptr<nn::Decoder> make_decoder(const config::ModelConfig& config,
                                           std::shared_ptr<const TokenDispatcher> dispatcher = nullptr,
-                                          std::shared_ptr<const nn::TensorAxis> axis = nullptr);
+                                          std::shared_ptr<const nn::TensorAxis> axis = nullptr,
+                                          std::shared_ptr<const nn::DecoderPieces> pieces = nullptr);
 
 // Whether a layer has experts.
 bool is_moe_layer(const config::ModelConfig& config, int64_t layer);

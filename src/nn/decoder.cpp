@@ -6,6 +6,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/embedding.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
 
@@ -61,22 +62,29 @@ struct Decoder::Block {
 };
 
 Decoder::Decoder(const config::ModelConfig& config, const FeedForwardFactory& factory,
-                 std::shared_ptr<const TensorAxis> axis)
-    : config_(config), axis_(std::move(axis)), rope_scaling_(rope_scaling(config.rope)) {
-  embedding_ = &params_.declare({.name = "embedding",
-                                 .dims = {config.vocab, config.dim},
-                                 .klass = ParamClass::embedding,
-                                 .sharding = {.tp = 0},
-                                 .init = Init::normal(config.init_std)});
+                 std::shared_ptr<const TensorAxis> axis, std::shared_ptr<const DecoderPieces> pieces)
+    : config_(config),
+      axis_(std::move(axis)),
+      pieces_(std::move(pieces)),
+      rope_scaling_(rope_scaling(config.rope)) {
+  const bool has_first = !pieces_ || pieces_->has_first(), has_last = !pieces_ || pieces_->has_last();
+  const auto declare_vocabulary = [&](const char* name) {
+    return &params_.declare({.name = name,
+                             .dims = {config.vocab, config.dim},
+                             .klass = ParamClass::embedding,
+                             .sharding = {.tp = 0},
+                             .init = Init::normal(config.init_std)});
+  };
+  if (has_first || (has_last && is_embedding_shared(config, pieces_->stages)))
+    embedding_ = declare_vocabulary("embedding");
+  blocks_.resize(static_cast<size_t>(config.layers));
   for (int64_t layer = 0; layer < config.layers; ++layer)
-    blocks_.push_back(std::make_unique<Block>(config, factory, layer, params_, axis_.get()));
+    if (!pieces_ || pieces_->has_layer(layer))
+      blocks_[static_cast<size_t>(layer)] =
+          std::make_unique<Block>(config, factory, layer, params_, axis_.get());
+  if (!has_last) return;
   final_norm_ = &declare_norm(params_, "final_norm", config.dim);
-  if (!config.tied_embeddings)
-    output_ = &params_.declare({.name = "output",
-                                .dims = {config.vocab, config.dim},
-                                .klass = ParamClass::embedding,
-                                .sharding = {.tp = 0},
-                                .init = Init::normal(config.init_std)});
+  if (!config.tied_embeddings) output_ = declare_vocabulary("output");
   if (config.mtp.depth == 0) return;
   mtp_ = std::make_unique<MultiToken>(config.dim, config.norm_eps, config.init_std, params_, axis_.get());
   blocks_.push_back(std::make_unique<Block>(config, factory, config.layers, params_, axis_.get()));
@@ -219,7 +227,43 @@ at::Tensor Decoder::embed(const at::Tensor& tokens_T) const {
   return axis_->leave(here_TD.masked_fill(elsewhere_T.unsqueeze(1), 0));
 }
 
+LayerRange Decoder::layers_of(int chunk) const {
+  return pieces_ ? pieces_->layers[static_cast<size_t>(pieces_->piece_of(chunk))]
+                 : LayerRange{0, config_.layers};
+}
+
+std::vector<int64_t> Decoder::stream_sizes(int64_t num_tokens) const {
+  return {axis_ ? axis_->rows_between(num_tokens) : num_tokens, config_.dim};
+}
+
+at::TensorOptions Decoder::stream_options() const {
+  // Norms have the precision of the model.
+  for (const Param& param : params_.params())
+    if (!param.spec.is_fp32) return param.value.options().requires_grad(false);
+  return params_.params().front().value.options().requires_grad(false);
+}
+
+Decoder::Stream Decoder::receive_stream(int chunk, const at::Tensor& tokens_T) const {
+  if (is_first(chunk)) return {embed(tokens_T), {}};
+  const at::Tensor x_TD = at::empty(stream_sizes(tokens_T.size(0)), stream_options());
+  pieces_->link->receive(pieces_->piece_of(chunk), x_TD);
+  return {x_TD, {}};
+}
+
 DecoderOutput Decoder::forward(const TokenBatch& batch, const ForwardOptions& options) const {
+  if (!pieces_) return run_piece(0, batch, {}, options);
+  MOEBIUS_CHECK(!at::GradMode::is_enabled(), "the layers of other stages are out of autograd's reach");
+  DecoderOutput output;
+  for (int chunk = 0; chunk < num_chunks(); ++chunk) {
+    const at::Tensor x_TD = is_first(chunk) ? at::Tensor() : receive_stream(chunk, batch.tokens_T).x_TD;
+    output = run_piece(chunk, batch, x_TD, options);
+    if (!is_last(chunk)) pieces_->link->send(pieces_->piece_of(chunk) + 1, output.stream_TD);
+  }
+  return output;
+}
+
+DecoderOutput Decoder::run_piece(int chunk, const TokenBatch& batch, const at::Tensor& x_TD,
+                                 const ForwardOptions& options) const {
   MOEBIUS_CHECK(axis_ == nullptr || (params_.shards().tp.size == axis_->place().size &&
                                      params_.shards().tp.rank == axis_->place().rank),
                 "parameters are split for rank ", params_.shards().tp.rank, " of ", params_.shards().tp.size);
@@ -229,15 +273,23 @@ DecoderOutput Decoder::forward(const TokenBatch& batch, const ForwardOptions& op
   };
   DecoderOutput output;
   ModelLoad load;
-  Stream stream{embed(batch.tokens_T), {}};
-  probe("embedding", stream.x_TD);
-  for (int64_t layer = 0; layer < config_.layers; ++layer)
+  Stream stream{x_TD, {}};
+  if (is_first(chunk)) {
+    stream.x_TD = embed(batch.tokens_T);
+    probe("embedding", stream.x_TD);
+  }
+  const LayerRange layers = layers_of(chunk);
+  for (int64_t layer = layers.begin; layer < layers.end; ++layer)
     stream = run_block(layer, stream, batch, options, output, load);
-  const auto [x_TD, hidden_TD] =
-      add_norm(stream.x_TD, stream.delta_TD, *final_norm_, axis_.get(), config_.norm_eps);
-  output.hidden_TD = enter(axis_.get(), hidden_TD, batch.tokens_T.size(0));
-  probe("final_norm", output.hidden_TD);
-  if (mtp_ && options.with_mtp) predict_further(hidden_TD, batch, options, output, load);
+  if (is_last(chunk)) {
+    const auto [sum_TD, hidden_TD] =
+        add_norm(stream.x_TD, stream.delta_TD, *final_norm_, axis_.get(), config_.norm_eps);
+    output.hidden_TD = enter(axis_.get(), hidden_TD, batch.tokens_T.size(0));
+    probe("final_norm", output.hidden_TD);
+    if (mtp_ && options.with_mtp) predict_further(hidden_TD, batch, options, output, load);
+  } else {
+    output.stream_TD = stream.x_TD + stream.delta_TD;
+  }
   if (load.prob_sum_E.defined()) add_loss(output.balance_loss, model_balance_loss(load));
   return output;
 }
@@ -278,25 +330,42 @@ at::Tensor Decoder::next_logits(const at::Tensor& tokens_T, KvCache& cache) cons
   FeedForwardContext context;
   context.num_tokens = count;
   context.may_drop = false;
-  Stream stream{embed(tokens_T), {}};
-  for (int64_t layer = 0; layer < config_.layers; ++layer) {
-    const Block& block = *blocks_[static_cast<size_t>(layer)];
-    if (gate_ != nullptr) gate_->before(layer, Pass::forward);
-    const auto [x_TD, attention_in_TD] =
-        add_norm(stream.x_TD, stream.delta_TD, block.attention_norm, block.axis, block.eps);
-    const at::Tensor attention_TD =
-        block.attention->forward_cached(attention_in_TD, positions_T, cos_sin_PD_, layer, cache);
-    const auto [sum_TD, ffn_in_TD] = add_norm(x_TD, attention_TD, block.ffn_norm, block.axis, block.eps);
-    stream = {sum_TD, block.feed_forward->forward(ffn_in_TD, context).y_TD};
-    if (gate_ != nullptr) gate_->after(layer, Pass::forward);
+  at::Tensor logits_V;
+  for (int chunk = 0; chunk < num_chunks(); ++chunk) {
+    Stream stream = receive_stream(chunk, tokens_T);
+    const LayerRange layers = layers_of(chunk);
+    for (int64_t layer = layers.begin; layer < layers.end; ++layer) {
+      const Block& block = *blocks_[static_cast<size_t>(layer)];
+      if (gate_ != nullptr) gate_->before(layer, Pass::forward);
+      const auto [x_TD, attention_in_TD] =
+          add_norm(stream.x_TD, stream.delta_TD, block.attention_norm, block.axis, block.eps);
+      const at::Tensor attention_TD =
+          block.attention->forward_cached(attention_in_TD, positions_T, cos_sin_PD_, layer, cache);
+      const auto [sum_TD, ffn_in_TD] = add_norm(x_TD, attention_TD, block.ffn_norm, block.axis, block.eps);
+      stream = {sum_TD, block.feed_forward->forward(ffn_in_TD, context).y_TD};
+      if (gate_ != nullptr) gate_->after(layer, Pass::forward);
+    }
+    if (is_last(chunk)) {
+      logits_V = last_logits(stream, count);
+    } else {
+      pieces_->link->send(pieces_->piece_of(chunk) + 1, stream.x_TD + stream.delta_TD);
+    }
   }
   cache.advance(count);
+  if (pieces_) {
+    if (!logits_V.defined()) logits_V = at::empty({config_.vocab}, stream_options().dtype(at::kFloat));
+    pieces_->link->share_last(logits_V);
+  }
+  return logits_V;
+}
+
+at::Tensor Decoder::last_logits(const Stream& stream, int64_t count) const {
   const auto normed = [&](const at::Tensor& x_TD, const at::Tensor& delta_TD) {
     return add_norm(x_TD, delta_TD, *final_norm_, axis_.get(), config_.norm_eps).second;
   };
   if (axis_ != nullptr) {  // the last token may be another rank's
     const at::Tensor all_TD = axis_->enter(normed(stream.x_TD, stream.delta_TD), count);
-    return logits(all_TD.narrow(0, count - 1, 1)).squeeze(0);
+    return logits(all_TD.narrow(0, count - 1, 1)).squeeze(0).contiguous();
   }
   const at::Tensor last_1D = stream.x_TD.narrow(0, count - 1, 1),
                    delta_1D = stream.delta_TD.narrow(0, count - 1, 1);
@@ -304,7 +373,7 @@ at::Tensor Decoder::next_logits(const at::Tensor& tokens_T, KvCache& cache) cons
 }
 
 KvCache Decoder::make_cache(int64_t capacity) const {
-  return make_kv_cache(config_, capacity, embedding_->value.options(), axis_.get());
+  return make_kv_cache(config_, capacity, stream_options(), axis_.get());
 }
 
 }  // namespace moebius::nn

@@ -1,6 +1,8 @@
 // The decoder: embedding, blocks, final norm, output layer; pre-norm blocks
 //   x += attention(norm(x)); x += feed_forward(norm(x)).
-// Written for one device; a tensor axis, where given, splits heads, hidden units and the vocabulary.
+// Written for one device; a tensor axis, where given, splits heads, hidden units and the vocabulary. Of a
+// model that is dealt out to the stages of a pipeline a decoder has some pieces: the first piece embeds, the
+// last has final norm, output layer and multi-token prediction.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -17,6 +19,7 @@
 #include "nn/param.h"
 #include "nn/recompute.h"
 #include "nn/self_attention.h"
+#include "nn/stage_link.h"
 #include "nn/tensor_axis.h"
 #include "ops/attention.h"
 
@@ -51,6 +54,7 @@ struct ForwardOptions {
 
 struct DecoderOutput {
   at::Tensor hidden_TD;     // after the final norm; in the region of the output layer, so of all tokens
+  at::Tensor stream_TD;     // what the next piece reads; undefined of the last, which alone has hidden_TD
   at::Tensor balance_loss;  // of all layers, coefficients applied; undefined when there is none
   // Multi-token prediction (nn/multi_token.h): its states and their targets, the tokens after next. Undefined
   // without it.
@@ -63,17 +67,34 @@ class ParamGate;
 class Decoder {
  public:
   // Only declares; params().allocate() gives memory. `config` must be valid, with vocab > 0. With an axis
-  // params().split() must say the same place on tp; layers of the factory are on the same axis.
+  // params().split() must say the same place on tp; layers of the factory are on the same axis. With pieces
+  // only the parameters of those here are declared; the last stage has a copy of the embedding where its
+  // output layer is that, or multi-token prediction reads it (is_embedding_shared).
   Decoder(const config::ModelConfig& config, const FeedForwardFactory& factory,
-          std::shared_ptr<const TensorAxis> axis = nullptr);
+          std::shared_ptr<const TensorAxis> axis = nullptr,
+          std::shared_ptr<const DecoderPieces> pieces = nullptr);
   ~Decoder();
 
   ParamTable& params() { return params_; }
   const ParamTable& params() const { return params_; }
   const config::ModelConfig& config() const { return config_; }
-  at::Device device() const { return embedding_->value.device(); }
+  at::Device device() const { return params_.params().front().value.device(); }
+  const DecoderPieces* pieces() const { return pieces_.get(); }
+  // The first and the last stage have the embedding, and its gradient is the sum of both.
+  static bool is_embedding_shared(const config::ModelConfig& config, int stages) {
+    return stages > 1 && (config.tied_embeddings || config.mtp.depth > 0);
+  }
 
+  // With pieces elsewhere only without autograd: all stages call it alike, and hidden_TD is there on the
+  // last.
   DecoderOutput forward(const TokenBatch& batch, const ForwardOptions& options) const;
+
+  // Piece number `chunk` of those here. x_TD: the stream_TD of the piece before; undefined for the first.
+  DecoderOutput run_piece(int chunk, const TokenBatch& batch, const at::Tensor& x_TD,
+                          const ForwardOptions& options) const;
+  // Sizes of the stream between pieces on this process, of a micro-batch of num_tokens.
+  std::vector<int64_t> stream_sizes(int64_t num_tokens) const;
+  at::TensorOptions stream_options() const;
 
   // Sum over the targets of the cross-entropy, times `scale`; see ops::linear_cross_entropy.
   at::Tensor loss(const at::Tensor& hidden_TD, const at::Tensor& targets_T, double scale,
@@ -83,7 +104,7 @@ class Decoder {
   at::Tensor logits(const at::Tensor& hidden_TD) const;
 
   // One sequence, no autograd: passes tokens_T (the ones after those in the cache) and returns the logits of
-  // the last one, (V) fp32.
+  // the last one, (V) fp32; on every stage, which all call it alike.
   at::Tensor next_logits(const at::Tensor& tokens_T, KvCache& cache) const;
 
   // Told from now on of the blocks' use of their parameters (null: nobody is); it outlives all passes.
@@ -112,7 +133,15 @@ class Decoder {
   const at::Tensor& output_weight() const { return output_layer().value; }
   at::Tensor embed(const at::Tensor& tokens_T) const;
   void need_positions(int64_t count) const;
+  LayerRange layers_of(int chunk) const;
+  int num_chunks() const { return pieces_ ? pieces_->num_chunks() : 1; }
+  bool is_first(int chunk) const { return !pieces_ || pieces_->piece_of(chunk) == 0; }
+  bool is_last(int chunk) const { return !pieces_ || pieces_->is_last(pieces_->piece_of(chunk)); }
+  // The stream that a piece begins with, from another process or the embedding.
+  Stream receive_stream(int chunk, const at::Tensor& tokens_T) const;
   FeedForwardContext context_of(const TokenBatch& batch, const ForwardOptions& options) const;
+  // Of the last of `count` tokens that a generation has passed.
+  at::Tensor last_logits(const Stream& stream, int64_t count) const;
   // One block; adds its losses to the output and the load.
   Stream run_block(int64_t layer, Stream in, const TokenBatch& batch, const ForwardOptions& options,
                    DecoderOutput& output, ModelLoad& load) const;
@@ -124,11 +153,13 @@ class Decoder {
   config::ModelConfig config_;
   std::shared_ptr<const TensorAxis> axis_;  // null: this process has the whole model
   ParamTable params_;
-  Param* embedding_ = nullptr;  // (V, D)
-  Param* output_ = nullptr;     // (V, D); null when tied
+  std::shared_ptr<const DecoderPieces> pieces_;  // null: all layers are here
+  Param* embedding_ = nullptr;                   // (V, D); null where no piece here reads it
+  Param* output_ = nullptr;                      // (V, D); null when tied, and before the last piece
   Param* final_norm_ = nullptr;
-  std::vector<std::unique_ptr<Block>> blocks_;  // behind those of the model, that of multi-token prediction
-  std::unique_ptr<MultiToken> mtp_;             // null without it
+  // By layer, null where it is elsewhere; behind those of the model, that of multi-token prediction.
+  std::vector<std::unique_ptr<Block>> blocks_;
+  std::unique_ptr<MultiToken> mtp_;  // null without it
   ParamGate* gate_ = nullptr;
   ops::RopeScaling rope_scaling_;
   mutable at::Tensor cos_sin_PD_;       // grows with the longest sequence seen

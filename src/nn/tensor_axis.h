@@ -26,6 +26,8 @@ class TensorAxis {
   virtual ~TensorAxis() = default;
 
   virtual AxisPlace place() const = 0;
+  // Rows that this process holds between regions, of num_tokens tokens.
+  virtual int64_t rows_between(int64_t num_tokens) const = 0;
 
   // Into a region of num_tokens tokens: x of all of them. Its gradients are summed over the ranks.
   virtual at::Tensor enter(const at::Tensor& x_TD, int64_t num_tokens) const = 0;

@@ -43,7 +43,8 @@ DataParallel::DataParallel(nn::ParamTable& params, const DataAxes& axes, const D
     : params_(params), axes_(axes), options_(options) {
   MOEBIUS_CHECK(options.zero_stage >= 0 && options.zero_stage <= 3, "ZeRO stage ", options.zero_stage);
   const bool frees_blocks = options.zero_stage == 3;
-  buckets_ = make_buckets(params, axes_, options.bucket_bytes, options.by_block || frees_blocks);
+  buckets_ =
+      make_buckets(params, axes_, options.bucket_bytes, options.by_block || frees_blocks, options.is_alone);
   if (options.zero_stage > 0) {
     weights_.reserve(buckets_.size());
     for (const FlatBucket& bucket : buckets_)

@@ -43,6 +43,8 @@ struct DataParallelOptions {
   // False for what another rank of the run counts in the global norm, because both hold the same values
   // though they are no replicas of the data axis. Empty: everything is counted here.
   std::function<bool(const nn::Param&)> counts = {};
+  // True for a parameter that shares no bucket with others. Empty: none.
+  std::function<bool(const nn::Param&)> is_alone = {};
 };
 
 class Mesh;
@@ -62,7 +64,10 @@ class DataParallel final : public nn::ParamGate {
 
   // A step is: for each micro-batch begin_backward, backward, end_backward; then finish_gradients,
   // sum_of_squares, an update of slices(), finish_update.
-  void begin_backward(bool is_last) { gradients_->begin(is_last); }
+  // `arrives`: see GradientBuckets::begin.
+  void begin_backward(bool is_last, const std::function<bool(const nn::Param&)>& arrives = {}) {
+    gradients_->begin(is_last, arrives);
+  }
   void end_backward() { gradients_->end(); }
   void finish_gradients() { gradients_->finish(); }
   // Of the gradients of the whole model, every element counted once; fp32 scalar, the same on all ranks.
@@ -75,6 +80,10 @@ class DataParallel final : public nn::ParamGate {
   std::vector<OwnedSlice> slices() const;
   const std::vector<FlatBucket>& buckets() const { return buckets_; }
   int64_t zero_stage() const { return options_.zero_stage; }
+  // After finish_gradients(): the sums of a bucket that this rank updates with, flat; of stage 0 all.
+  const at::Tensor& gradient(size_t bucket) const {
+    return options_.zero_stage == 0 ? gradients_->whole(bucket) : gradients_->shard(bucket);
+  }
 
   // For work on all parameters at once: they are whole until release_all() or finish_update(). Called by all
   // ranks.

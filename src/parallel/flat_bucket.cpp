@@ -35,7 +35,7 @@ ShardPart part_of(const FlatBucket& bucket, const FlatEntry& entry, int rank) {
 }
 
 std::vector<FlatBucket> make_buckets(nn::ParamTable& params, const DataAxes& axes, int64_t bucket_bytes,
-                                     bool by_block) {
+                                     bool by_block, const std::function<bool(const nn::Param&)>& is_alone) {
   MOEBIUS_CHECK_GE(bucket_bytes, 1);
   // Buckets close in the order in which their last parameter comes up, which the sort below needs.
   struct Open {
@@ -53,6 +53,12 @@ std::vector<FlatBucket> make_buckets(nn::ParamTable& params, const DataAxes& axe
     const int64_t size = param->value.numel();
     const int64_t block = by_block ? block_of(param->spec) : kOutsideBlocks;
     const auto item_bytes = static_cast<int64_t>(c10::elementSize(dtype));
+    if (is_alone && is_alone(*param)) {
+      FlatBucket alone{axis, dtype, param->value.device(), block, {}, size};
+      alone.entries.push_back({&*param, 0, size});
+      done.push_back({std::move(alone), index});
+      continue;
+    }
     Open& current = open[{axis, dtype}];
     FlatBucket& bucket = current.bucket;
     const bool fits = bucket.block == block && (bucket.size + size) * item_bytes <= bucket_bytes;

@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "nn/param.h"
@@ -61,11 +62,13 @@ ShardPart part_of(const FlatBucket& bucket, const FlatEntry& entry, int rank);
 
 // Buckets of about `bucket_bytes` (a larger parameter has its own) in the order in which the backward pass
 // completes them: that of the declarations, backwards. Every parameter with a gradient is in one; they must
-// have their memory. `by_block`: no bucket holds parameters of two blocks. `axes` outlives the buckets.
+// have their memory. `by_block`: no bucket holds parameters of two blocks. `is_alone` (may be empty): the
+// parameter has a bucket to itself. `axes` outlives the buckets.
 //
 // A parameter of 4,096 elements and more is cut only at multiples of 256 of its elements, so that blocks of
 // eight-bit moments (kernels/api/moment_codes.h) stay whole.
 std::vector<FlatBucket> make_buckets(nn::ParamTable& params, const DataAxes& axes, int64_t bucket_bytes,
-                                     bool by_block);
+                                     bool by_block,
+                                     const std::function<bool(const nn::Param&)>& is_alone = {});
 
 }  // namespace moebius::parallel

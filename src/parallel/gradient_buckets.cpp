@@ -69,14 +69,20 @@ at::Tensor GradientBuckets::place_of(State& state, const FlatBucket& bucket, con
   return state.whole.narrow(0, entry.offset, entry.size).view(entry.param->value.sizes());
 }
 
-void GradientBuckets::begin(bool is_last) {
+void GradientBuckets::begin(bool is_last, const std::function<bool(const nn::Param&)>& arrives) {
   MOEBIUS_CHECK(!is_active_, "the micro-batch before has not ended");
   const at::NoGradGuard no_grad;
   while (next_settled_ < next_) settle(next_settled_);
-  for (State& state : states_) {
+  for (size_t b = 0; b < buckets_.size(); ++b) {
+    State& state = states_[b];
     state.has_arrived.assign(state.has_arrived.size(), false);
     state.num_arrived = 0;
     state.is_started = false;
+    for (size_t e = 0; arrives && e < state.has_arrived.size(); ++e) {
+      if (arrives(*buckets_[b].entries[e].param)) continue;
+      state.has_arrived[e] = true;
+      ++state.num_arrived;
+    }
   }
   next_ = next_settled_ = 0;
   is_last_ = is_last;

@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "parallel/flat_bucket.h"
@@ -36,7 +37,9 @@ class GradientBuckets {
 
   // Around the backward pass of each micro-batch of a step; `is_last` of the step. Outside, gradients of
   // parameters are what autograd makes them. Between end() and the next begin() sums may still be under way.
-  void begin(bool is_last);
+  // A backward pass that is made in parts has begin() and end() around each; `arrives`, of the last part: the
+  // parameters whose gradients come in it, so that buckets do not wait for others. Empty: all.
+  void begin(bool is_last, const std::function<bool(const nn::Param&)>& arrives = {});
   // All gradients of the block, and of what is behind it in the model, are complete.
   void end_block(int64_t block);
   void end();
@@ -47,6 +50,9 @@ class GradientBuckets {
   // This rank's part of the sums of a bucket, flat; always the same memory, with the values of a step from
   // finish() to the next begin().
   const at::Tensor& shard(size_t bucket) const { return states_[bucket].shard; }
+
+  // The same of all ranks, where every rank keeps it (Keep::whole).
+  const at::Tensor& whole(size_t bucket) const { return states_[bucket].whole; }
 
   // Gradients of the parameters are gone; what a step in the middle has left (an error) is waited for.
   void release();

@@ -19,8 +19,9 @@ struct Run {
 }  // namespace
 
 const char* name_of(Axis axis) {
-  static constexpr const char* kNames[] = {"world", "pp", "dp",      "fsdp",    "cp",        "tp",
-                                           "data",  "ep", "ep_node", "ep_rail", "expert_tp", "expert_data"};
+  static constexpr const char* kNames[] = {"world",   "pp",        "pp_back",    "dp", "fsdp",
+                                           "cp",      "tp",        "data",       "ep", "ep_node",
+                                           "ep_rail", "expert_tp", "expert_data"};
   return kNames[static_cast<size_t>(axis)];
 }
 
@@ -52,6 +53,7 @@ Run run_of(const Layout::Sizes& s, Axis axis) {
     case Axis::data:
       return {s.tp, data};
     case Axis::pp:
+    case Axis::pp_back:
       return {stage, s.pp};
     case Axis::expert_tp:
       return {1, s.expert_tp};
@@ -115,7 +117,6 @@ void refuse_missing(const config::ParallelConfig& p) {
   if (p.tp > 1 && p.tp_mode == "2d")
     refuse("tp_mode", "'2d'", "tensor parallelism on a grid of ranks", "'1d'");
   if (p.tp > 1 && p.expert_tp == 1) refuse("expert_tp", 1, "whole experts beside split attention", 0);
-  if (p.pp > 1) refuse("pp", p.pp, "pipeline parallelism", 1);
   if (p.cp > 1) refuse("cp", p.cp, "context parallelism", 1);
 }
 
@@ -143,6 +144,56 @@ void check_model(const config::ParallelConfig& p, const config::ModelConfig& m) 
   if (p.pp > m.layers)
     throw_user_error("parallel.pp is ", p.pp, ", but there are only ", m.layers,
                      " layers (model.layers), and each stage needs one; use at most ", m.layers);
+}
+
+// What a pipeline asks of the model and of the exchanges beside it.
+void check_pipeline(const config::RunConfig& config) {
+  const config::ParallelConfig& p = config.parallel;
+  const config::ModelConfig& m = config.model;
+  if (p.pp == 1) {
+    if (p.pp_chunks > 1 || !p.pp_layers.empty())
+      throw_user_error("parallel.", p.pp_chunks > 1 ? "pp_chunks" : "pp_layers",
+                       " deals layers out to the stages of a pipeline, but parallel.pp is 1; raise it, or "
+                       "leave the field out");
+    return;
+  }
+  const bool interleaves = p.pp_schedule == "interleaved";
+  if (interleaves != (p.pp_chunks > 1))
+    throw_user_error("parallel.pp_schedule is '", p.pp_schedule, "' and parallel.pp_chunks ", p.pp_chunks,
+                     "; several groups of layers per stage go with 'interleaved', and it needs at least 2");
+  const int64_t pieces = p.pp * p.pp_chunks;
+  if (pieces > m.layers)
+    throw_user_error("parallel.pp x parallel.pp_chunks is ", pieces, ", but there are only ", m.layers,
+                     " layers (model.layers), and each group needs one; use at most ", m.layers / p.pp,
+                     " groups per stage");
+  if (!p.pp_layers.empty()) {
+    const int64_t sum = std::accumulate(p.pp_layers.begin(), p.pp_layers.end(), int64_t{0});
+    if (static_cast<int64_t>(p.pp_layers.size()) != pieces || sum != m.layers)
+      throw_user_error("parallel.pp_layers has ", p.pp_layers.size(), " groups of ", sum,
+                       " layers together, but parallel.pp x parallel.pp_chunks asks for ", pieces,
+                       " groups and model.layers for ", m.layers, " layers");
+  }
+  if (m.moe.experts > 0 && m.moe.balance.aux_loss > 0 && m.moe.balance.aux_scope == "model")
+    throw_user_error(
+        "parallel.pp is ", p.pp,
+        ", but model.moe.balance.aux_scope = 'model' balances load over all layers together, which "
+        "no stage has; use 'micro_batch' or 'sequence', or parallel.pp = 1");
+  if (p.zero_stage >= 2 && p.pp_schedule != "1f1b")
+    throw_user_error("parallel.zero_stage is ", p.zero_stage,
+                     ", which cuts gradients up after each micro-batch "
+                     "of all layers, but parallel.pp_schedule = '",
+                     p.pp_schedule, "' computes them in parts; use zero_stage = 1, or pp_schedule = '1f1b'");
+}
+
+// Micro-batches of a step, and stages.
+void check_micro_batches(const Layout& layout, const config::RunConfig& config) {
+  const int64_t stages = layout.size(Axis::pp), own = config.train.batch / layout.batch_parts();
+  const int64_t count = config.train.micro_batch == 0 ? 1 : own / config.train.micro_batch;
+  if (config.parallel.pp_chunks > 1 && count % stages != 0)
+    throw_user_error("parallel.pp_schedule = 'interleaved' passes micro-batches in groups of parallel.pp = ",
+                     stages, ", but a step has ", count, " (train.batch ", config.train.batch, " over ",
+                     layout.batch_parts(), " data ranks, train.micro_batch ", config.train.micro_batch,
+                     "); make their number a multiple of ", stages, ", or use pp_schedule = '1f1b'");
 }
 
 // Fills in dp and fsdp.
@@ -186,6 +237,7 @@ void check_batch(const Layout& layout, const config::TrainSection& train) {
 Layout make_layout(const config::RunConfig& config, int world) {
   const config::ParallelConfig& p = config.parallel;
   check_model(p, config.model);
+  check_pipeline(config);
   const int64_t fixed = p.tp * p.cp * p.pp;
   if (fixed > world || world % fixed != 0) {
     const int64_t below = world / fixed * fixed;
@@ -226,6 +278,7 @@ Layout make_layout(const config::RunConfig& config, int world) {
                      " would cut apart; use 'bf16' or 'fp32'");
   const Layout layout(sizes);
   check_batch(layout, config.train);
+  check_micro_batches(layout, config);
   return layout;
 }
 

@@ -19,7 +19,8 @@ namespace moebius::parallel {
 
 enum class Axis : uint8_t {
   world,
-  pp,
+  pp,       // stages; carries what goes to a later one
+  pp_back,  // the same ranks; carries what goes to an earlier one, which nothing in front of it holds up then
   dp,
   fsdp,
   cp,
@@ -31,9 +32,9 @@ enum class Axis : uint8_t {
   expert_tp,
   expert_data,  // ranks that hold the same part of the same experts
 };
-inline constexpr Axis kAxes[] = {Axis::world,   Axis::pp,      Axis::dp,        Axis::fsdp,
-                                 Axis::cp,      Axis::tp,      Axis::data,      Axis::ep,
-                                 Axis::ep_node, Axis::ep_rail, Axis::expert_tp, Axis::expert_data};
+inline constexpr Axis kAxes[] = {Axis::world,   Axis::pp,        Axis::pp_back,    Axis::dp, Axis::fsdp,
+                                 Axis::cp,      Axis::tp,        Axis::data,       Axis::ep, Axis::ep_node,
+                                 Axis::ep_rail, Axis::expert_tp, Axis::expert_data};
 // "data"
 const char* name_of(Axis axis);
 

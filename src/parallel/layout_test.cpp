@@ -175,9 +175,64 @@ TEST(LayoutTest, axes_that_are_not_there_yet_are_refused_by_name) {
   config::RunConfig config = small_config();
   config.parallel.cp = 2;
   EXPECT_EQ(refusal(config, 2), "parallel.cp is 2, but context parallelism is not there yet; set it to 1");
-  config.parallel.cp = 1;
-  config.parallel.pp = 2;
-  EXPECT_EQ(refusal(config, 2), "parallel.pp is 2, but pipeline parallelism is not there yet; set it to 1");
+}
+
+TEST(LayoutTest, pipelines_that_do_not_fit_are_refused) {
+  const auto refused = [](const auto& change) {
+    config::RunConfig config = small_config();
+    config.parallel.pp = 2;
+    config.model.layers = 6;
+    change(config);
+    return refusal(config, 2);
+  };
+  using C = config::RunConfig;
+  EXPECT_EQ(refused([](C&) {}), "accepted");
+  EXPECT_EQ(refused([](C& c) { c.parallel.pp_chunks = 2; }),
+            "parallel.pp_schedule is '1f1b' and parallel.pp_chunks 2; several groups of layers per stage go "
+            "with 'interleaved', and it needs at least 2");
+  const auto interleaved = [](C& c) {
+    c.parallel.pp_schedule = "interleaved";
+    c.parallel.pp_chunks = 2;
+    c.train.micro_batch = 4;
+  };
+  EXPECT_EQ(refused(interleaved), "accepted");
+  EXPECT_EQ(
+      refused([&](C& c) {
+        interleaved(c);
+        c.train.micro_batch = 8;
+      }),
+      "parallel.pp_schedule = 'interleaved' passes micro-batches in groups of parallel.pp = 2, but a step "
+      "has 3 (train.batch 24 over 1 data ranks, train.micro_batch 8); make their number a multiple of 2, "
+      "or use pp_schedule = '1f1b'");
+  EXPECT_EQ(
+      refused([&](C& c) {
+        interleaved(c);
+        c.parallel.pp_chunks = 4;
+      }),
+      "parallel.pp x parallel.pp_chunks is 8, but there are only 6 layers (model.layers), and each group "
+      "needs one; use at most 3 groups per stage");
+  EXPECT_EQ(refused([](C& c) {
+              c.parallel.pp_layers = {4, 1};
+            }),
+            "parallel.pp_layers has 2 groups of 5 layers together, but parallel.pp x parallel.pp_chunks asks "
+            "for 2 groups and model.layers for 6 layers");
+  EXPECT_NE(refused([](C& c) {
+              c.model.moe.balance.aux_loss = 0.01;
+              c.model.moe.balance.aux_scope = "model";
+            }).find("balances load over all layers together, which no stage has"),
+            std::string::npos);
+  EXPECT_NE(refused([](C& c) {
+              c.parallel.pp_schedule = "zero_bubble";
+              c.parallel.zero_stage = 2;
+            }).find("use zero_stage = 1, or pp_schedule = '1f1b'"),
+            std::string::npos);
+  EXPECT_EQ(
+      refused([](C& c) {
+        c.parallel.pp = 1;
+        c.parallel.pp_layers = {6};
+      }),
+      "parallel.pp_layers deals layers out to the stages of a pipeline, but parallel.pp is 1; raise it, or "
+      "leave the field out");
 }
 
 }  // namespace

@@ -62,6 +62,13 @@ double Mesh::waited_s() const {
   return sum;
 }
 
+std::map<std::string, double> Mesh::waited_by_axis() const {
+  std::map<std::string, double> seconds;
+  for (const WatchedCommunicator* const each : watched_)
+    if (each->waited_s() > 0) seconds[each->axis()] = each->waited_s();
+  return seconds;
+}
+
 std::map<std::string, std::map<std::string, Traffic>> Mesh::traffic() const {
   std::map<std::string, std::map<std::string, Traffic>> sent;
   for (const auto& [axis, communicator] : communicators_)

@@ -40,6 +40,8 @@ class Mesh {
   std::map<std::string, std::map<std::string, Traffic>> traffic() const;
   // How long this process has stood still for other ranks since the start (watched_communicator.h).
   double waited_s() const;
+  // The same by axis; of a pipeline's that is the time without work, too.
+  std::map<std::string, double> waited_by_axis() const;
 
  private:
   Layout layout_;

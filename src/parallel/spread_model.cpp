@@ -3,6 +3,7 @@
 #include "moe/moe_feed_forward.h"
 #include "parallel/expert_dispatcher.h"
 #include "parallel/mesh.h"
+#include "parallel/stage_link.h"
 #include "parallel/tensor_axis.h"
 
 namespace moebius::parallel {
@@ -21,7 +22,7 @@ std::unique_ptr<nn::Decoder> make_spread_decoder(const config::RunConfig& config
   std::shared_ptr<const nn::TensorAxis> axis;
   if (tp.size() > 1) axis = make_tensor_axis(tp, config.parallel.sequence_parallel);
   std::unique_ptr<nn::Decoder> decoder =
-      moe::make_decoder(config.model, std::move(dispatcher), std::move(axis));
+      moe::make_decoder(config.model, std::move(dispatcher), std::move(axis), make_pieces(config, mesh));
   decoder->params().split({.ep = {ep.size(), ep.rank()}, .tp = {tp.size(), tp.rank()}});
   return decoder;
 }

@@ -74,6 +74,7 @@ class OneDimAxis : public nn::TensorAxis {
     return exchange(x, identity, [this](const at::Tensor& grad) { return sum(grad); });
   }
   at::Tensor outside(const at::Tensor& param) const override { return param; }
+  int64_t rows_between(int64_t num_tokens) const override { return num_tokens; }
 
   at::Tensor gather(const at::Tensor& x) const override {
     const at::NoGradGuard no_grad;
@@ -112,6 +113,7 @@ class SequenceAxis final : public OneDimAxis {
         [this, num_tokens = y_TD.size(0)](const at::Tensor& grad) { return gathered(grad, num_tokens); });
   }
   at::Tensor outside(const at::Tensor& param) const override { return shared(param); }
+  int64_t rows_between(int64_t num_tokens) const override { return tokens_of_rank(num_tokens); }
 
  private:
   int64_t tokens_of_rank(int64_t num_tokens) const { return (num_tokens + axis_.size() - 1) / axis_.size(); }

@@ -4,7 +4,6 @@
 #include <ATen/ops/maximum.h>
 
 #include <condition_variable>
-#include <deque>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -51,10 +50,53 @@ struct ThreadGroup::Shared {
   int arrived = 0;
   bool failed = false;
   std::vector<Part> parts;
-  std::map<std::pair<int, int>, std::deque<at::Tensor>> mail;
+  // Of each pair (from, to): what was sent and not taken yet, by its number.
+  struct Box {
+    std::map<int64_t, at::Tensor> sent;
+    int64_t num_sent = 0, num_asked = 0;
+  };
+  std::map<std::pair<int, int>, Box> mail;
 };
 
 namespace {
+
+// Takes what was sent as the number that it has among the receives of its pair.
+class Receiving final : public Pending::Work {
+ public:
+  // Under the lock of `shared`.
+  Receiving(std::shared_ptr<ThreadGroup::Shared> shared, std::pair<int, int> pair, at::Tensor out,
+            std::string who)
+      : shared_(std::move(shared)),
+        box_(shared_->mail[pair]),
+        number_(box_.num_asked++),
+        out_(std::move(out)),
+        who_(std::move(who)) {}
+
+  void wait() override {
+    at::Tensor sent;
+    {
+      std::unique_lock lock(shared_->mutex);
+      shared_->changed.wait(lock, [&] { return box_.num_sent > number_ || shared_->failed; });
+      if (box_.num_sent <= number_) throw CommunicationFailed(who_ + ": another rank has failed");
+      const auto found = box_.sent.find(number_);
+      sent = found->second;
+      box_.sent.erase(found);
+    }
+    const at::NoGradGuard no_grad;
+    out_.copy_(sent.view_as(out_));
+  }
+  bool is_done() override {
+    const std::lock_guard lock(shared_->mutex);
+    return box_.num_sent > number_;
+  }
+
+ private:
+  std::shared_ptr<ThreadGroup::Shared> shared_;
+  ThreadGroup::Shared::Box& box_;
+  int64_t number_;
+  at::Tensor out_;
+  std::string who_;
+};
 
 class ThreadCommunicator final : public Communicator {
  public:
@@ -143,25 +185,16 @@ class ThreadCommunicator final : public Communicator {
   Pending send(at::Tensor in, int to) override {
     count("send", static_cast<int64_t>(in.nbytes()));
     const std::lock_guard lock(shared_->mutex);
-    shared_->mail[{rank_, to}].push_back(in.detach().clone());
+    ThreadGroup::Shared::Box& box = shared_->mail[{rank_, to}];
+    box.sent[box.num_sent++] = in.detach().clone();
     shared_->changed.notify_all();
     return {};
   }
 
   Pending receive(at::Tensor out, int from) override {
     count("receive", 0);
-    at::Tensor sent;
-    {
-      std::unique_lock lock(shared_->mutex);
-      std::deque<at::Tensor>& box = shared_->mail[{from, rank_}];
-      shared_->changed.wait(lock, [&] { return !box.empty() || shared_->failed; });
-      if (box.empty()) throw CommunicationFailed(who("receive") + ": another rank has failed");
-      sent = box.front();
-      box.pop_front();
-    }
-    const at::NoGradGuard no_grad;
-    out.copy_(sent.view_as(out));
-    return {};
+    const std::lock_guard lock(shared_->mutex);
+    return Pending(std::make_shared<Receiving>(shared_, std::pair(from, rank_), out, who("receive")));
   }
 
   void barrier() override { shared_->meet(who("barrier")); }

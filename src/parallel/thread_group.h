@@ -1,6 +1,6 @@
 // Communicators among threads of one process, for tests: no sockets, sums in the order of ranks, and an error
-// in one thread releases the others. A collective returns when all ranks have called it; a send returns at
-// once.
+// in one thread releases the others. A collective returns when all ranks have called it; a send and a receive
+// return at once, and the latter's result is there after wait().
 #pragma once
 
 #include <functional>

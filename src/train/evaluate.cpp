@@ -28,6 +28,11 @@ void sum_over_ranks(const parallel::Mesh& mesh, double& loss, Evaluation& result
   const at::Tensor on_device = sums.to(packed.device());
   mesh.data().all_reduce(on_device).wait();
   if (packed.numel() > 0) mesh.data().all_reduce(packed).wait();
+  // The last stage has the loss, and each the statistics of its layers.
+  if (mesh.layout().size(parallel::Axis::pp) > 1) {
+    mesh.on(parallel::Axis::pp).all_reduce(on_device.narrow(0, 0, 1)).wait();
+    if (packed.numel() > 0) mesh.on(parallel::Axis::pp).all_reduce(packed).wait();
+  }
   sums.copy_(on_device);
   loss = each[0];
   result.num_targets = static_cast<int64_t>(each[1]);
@@ -107,13 +112,14 @@ Evaluation evaluate(const nn::Decoder& decoder, data::ValidationSet& set, int64_
     const nn::TokenBatch tokens = to_device(batch, decoder.device());
     const at::Tensor hidden_TD = decoder.forward(tokens, options).hidden_TD;
     if (!counts) continue;
+    result.num_targets += batch.num_targets;
+    result.target_bytes += batch.target_bytes;
+    if (!hidden_TD.defined()) continue;  // the last stage has it
     sum += decoder.loss(hidden_TD, tokens.targets_T, 1.0, details.parts != nullptr ? &token_loss_T : nullptr)
                .item<double>();
     if (details.parts != nullptr) add_parts(batch, token_loss_T, *details.parts);
     if (details.likeliest_tokens != nullptr)
       details.likeliest_tokens->push_back(likeliest(decoder, hidden_TD, tokens.targets_T));
-    result.num_targets += batch.num_targets;
-    result.target_bytes += batch.target_bytes;
   }
   if (mesh != nullptr) sum_over_ranks(*mesh, sum, result, statistics.packed());
   result.loss = result.num_targets > 0 ? sum / static_cast<double>(result.num_targets) : 0;

@@ -3,49 +3,21 @@
 #include "moe/moe_feed_forward.h"
 #include "nn/recompute.h"
 #include "train/step.h"
+#include "tune/layer_split.h"
 
 namespace moebius::train {
-namespace {
-
-int64_t attention_weights(const config::ModelConfig& model) {
-  const int64_t dim = model.dim, heads = model.heads, out = heads * model.value_dim() * dim;
-  if (!model.is_latent())
-    return dim * ((heads + model.kv_heads) * model.query_dim() + model.kv_heads * model.value_dim()) + out;
-  const config::MlaConfig& mla = model.mla;
-  const int64_t query_width = heads * model.query_dim();
-  const int64_t queries = mla.q_rank > 0 ? dim * mla.q_rank + mla.q_rank * query_width : dim * query_width;
-  return queries + dim * (mla.kv_rank + mla.rope_dim) + mla.kv_rank * heads * (mla.nope_dim + mla.value_dim) +
-         out;
-}
-
-int64_t block_weights(const config::ModelConfig& model, int64_t layer) {
-  const config::MoeConfig& moe = model.moe;
-  if (!moe::is_moe_layer(model, layer)) return attention_weights(model) + 3 * model.dim * model.ffn_dim;
-  return attention_weights(model) + model.dim * moe.experts +
-         3 * model.dim * (moe.expert_dim * moe.top_k + moe.shared_width()) +
-         (moe.shared_gate ? model.dim : 0);
-}
-
-// Tokens that a query sees, mean over a sequence; S / 2 counts the diagonal by half, as usual.
-double mean_keys(const config::ModelConfig& model, int64_t layer, int64_t sequence) {
-  const double all = static_cast<double>(sequence), window = static_cast<double>(model.window_of(layer));
-  return window == 0 || window >= all ? all / 2 : window - window * window / (2 * all);
-}
-
-}  // namespace
 
 int64_t active_linear_weights(const config::ModelConfig& model) {
-  int64_t weights = model.vocab * model.dim;
-  for (int64_t layer = 0; layer < model.layers; ++layer) weights += block_weights(model, layer);
-  if (model.mtp.depth > 0)
-    weights += 2 * model.dim * model.dim + block_weights(model, model.layers) + model.vocab * model.dim;
+  int64_t weights = tune::active_weights_behind_layers(model);
+  for (int64_t layer = 0; layer < model.layers; ++layer)
+    weights += tune::active_weights_of_layer(model, layer);
   return weights;
 }
 
 double model_flops_per_token(const config::ModelConfig& model, int64_t sequence) {
   double keys = 0;
   for (int64_t layer = 0; layer < model.layers + model.mtp.depth; ++layer)
-    keys += mean_keys(model, layer, sequence);
+    keys += tune::mean_keys(model, layer, sequence);
   const int64_t channels = model.heads * (model.query_dim() + model.value_dim());
   return 6.0 * static_cast<double>(active_linear_weights(model)) + 6.0 * keys * static_cast<double>(channels);
 }
@@ -67,8 +39,8 @@ double recompute_flops_per_token(const config::RunConfig& config) {
         break;
       }
       case nn::Recompute::full:
-        flops += 2.0 * static_cast<double>(block_weights(model, layer)) +
-                 2.0 * mean_keys(model, layer, config.train.sequence) * channels;
+        flops += 2.0 * static_cast<double>(tune::active_weights_of_layer(model, layer)) +
+                 2.0 * tune::mean_keys(model, layer, config.train.sequence) * channels;
         break;
     }
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <functional>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -11,8 +12,10 @@
 #include "base/error.h"
 #include "base/units.h"
 #include "moe/moe_feed_forward.h"
+#include "parallel/stage_link.h"
 #include "train/flops.h"
 #include "train/recompute_choice.h"
+#include "tune/pipeline_schedule.h"
 
 namespace moebius::train {
 namespace {
@@ -107,6 +110,46 @@ std::string recompute_text(const Plan& plan) {
   return text;
 }
 
+// A run whose memory is at least that of the fullest stage of a pipeline: as many layers as that has, between
+// embedding and output layer, and a micro-batch of all that a stage holds at a time.
+config::RunConfig fullest_stage(const config::RunConfig& config) {
+  const int64_t stages = config.parallel.pp;
+  if (stages == 1) return config;
+  const std::vector<nn::LayerRange> pieces = parallel::layers_of_pieces(config);
+  config::RunConfig own = config;
+  own.model.layers = 0;
+  for (int64_t stage = 0; stage < stages; ++stage) {
+    int64_t layers = 0;
+    std::vector<int64_t> dense;
+    for (size_t piece = static_cast<size_t>(stage); piece < pieces.size();
+         piece += static_cast<size_t>(stages))
+      for (int64_t layer = pieces[piece].begin; layer < pieces[piece].end; ++layer, ++layers)
+        if (std::ranges::find(config.model.moe.dense_layers, layer) != config.model.moe.dense_layers.end())
+          dense.push_back(layers);
+    if (layers <= own.model.layers) continue;
+    own.model.layers = layers;
+    own.model.moe.dense_layers = dense;
+  }
+  const int64_t chunks = config.parallel.pp_chunks;
+  const int64_t count = config.train.batch / config.train.micro_batch;
+  const tune::PipelineSchedule schedule = tune::make_schedule(
+      tune::pipeline_kind(config.parallel.pp_schedule), static_cast<int>(stages), static_cast<int>(chunks),
+      chunks > 1 ? (count + stages - 1) / stages * stages : count);
+  own.train.micro_batch *= (schedule.most_held(0) + chunks - 1) / chunks;
+  own.train.batch = own.train.micro_batch;
+  own.parallel.pp = own.parallel.pp_chunks = 1;
+  own.parallel.pp_schedule = "1f1b";
+  own.parallel.pp_layers.clear();
+  return own;
+}
+
+std::unique_ptr<nn::Decoder> split_decoder(const config::RunConfig& config) {
+  std::unique_ptr<nn::Decoder> decoder = moe::make_decoder(config.model);
+  decoder->params().split(
+      {.ep = {static_cast<int>(config.parallel.ep), 0}, .tp = {static_cast<int>(config.parallel.tp), 0}});
+  return decoder;
+}
+
 nlohmann::ordered_json class_json(const MemoryByClass& memory) {
   nlohmann::ordered_json json;
   for (const ClassRow& entry : kClasses) json[entry.key] = memory.*entry.bytes;
@@ -125,9 +168,7 @@ int64_t Plan::needed_bytes() const {
 
 Plan make_plan(const config::RunConfig& config, bool on_cuda) {
   MOEBIUS_CHECK_GE(config.model.vocab, 1, "a plan needs the size of the vocabulary");
-  const auto decoder = moe::make_decoder(config.model);
-  decoder->params().split(
-      {.ep = {static_cast<int>(config.parallel.ep), 0}, .tp = {static_cast<int>(config.parallel.tp), 0}});
+  const std::unique_ptr<nn::Decoder> decoder = split_decoder(config);
   const nn::ParamTable& params = decoder->params();
   Plan plan;
   plan.config = config;
@@ -148,7 +189,9 @@ Plan make_plan(const config::RunConfig& config, bool on_cuda) {
   plan.recompute_flops_per_token = recompute_flops_per_token(plan.config);
   plan.tokens_per_step = config.train.batch * config.train.sequence;
   plan.micro_batches = config.train.batch / plan.config.train.micro_batch;
-  plan.memory = plan_memory(plan.config, params, on_cuda);
+  const config::RunConfig stage = fullest_stage(plan.config);
+  plan.memory = config.parallel.pp == 1 ? plan_memory(stage, params, on_cuda)
+                                        : plan_memory(stage, split_decoder(stage)->params(), on_cuda);
   return plan;
 }
 

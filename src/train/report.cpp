@@ -296,6 +296,8 @@ void Report::write_summary(const Ending& ending) {
     json["model_tflops"] = median_rate * context_.flops_per_token / 1e12;
     if (context_.num_ranks > 1)
       json["median_exposed_communication_seconds"] = median_of_steps(waited_seconds_);
+    if (context_.num_ranks > 1 && context_.device.is_cpu())
+      json["exposed_communication_share"] = median_of_steps(waited_seconds_) / median;
     if (context_.peak_flops) json["mfu"] = median_rate * context_.flops_per_token / *context_.peak_flops;
   }
   json["peak_memory_bytes"] = peak_memory_bytes(context_.device);
@@ -319,6 +321,7 @@ void Report::write_summary(const Ending& ending) {
   for (const auto& [axis, collectives] : ending.sent)
     for (const auto& [collective, traffic] : collectives)
       json["sent"][axis][collective] = {{"calls", traffic.calls}, {"bytes", traffic.sent_bytes}};
+  for (const auto& [axis, seconds] : ending.waited_s) json["waited_seconds"][axis] = seconds;
   json["precision"] = context_.config.train.precision;
   write_file_atomic(context_.run_dir / "summary.json", json.dump(2) + "\n");
 }

@@ -73,6 +73,7 @@ class Report {
     int64_t parameters = 0, active_parameters = 0;
     int num_threads = 0;
     std::map<std::string, std::map<std::string, parallel::Traffic>> sent;  // by axis and collective
+    std::map<std::string, double> waited_s;                                // by axis
   };
   // summary.json, written atomically.
   void write_summary(const Ending& ending);

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "base/clock.h"
@@ -14,13 +15,16 @@
 #include "base/parallel.h"
 #include "base/units.h"
 #include "config/dump.h"
+#include "moe/moe_feed_forward.h"
 #include "ops/device.h"
 #include "parallel/communicator.h"
 #include "parallel/mesh.h"
+#include "parallel/shared_embedding.h"
 #include "telemetry/trace.h"
 #include "train/flops.h"
 #include "train/model_files.h"
 #include "train/sample.h"
+#include "tune/layer_split.h"
 
 namespace moebius::train {
 namespace {
@@ -46,6 +50,8 @@ std::unique_ptr<parallel::DataParallel> shares_of(const TrainOptions& options, n
   parallel::DataParallelOptions how;
   how.zero_stage = config.zero_stage;
   how.bucket_bytes = static_cast<int64_t>(config.bucket_mb * 1e6);
+  if (nn::Decoder::is_embedding_shared(options.config.model, options.mesh->layout().size(parallel::Axis::pp)))
+    parallel::share_embedding(*options.mesh, how);
   auto shares = std::make_unique<parallel::DataParallel>(
       decoder.params(), parallel::data_axes(*options.mesh, config.zero_stage), how);
   decoder.set_gate(shares.get());
@@ -57,14 +63,47 @@ AdamW optimizer_of(const config::OptimizerConfig& config, nn::ParamTable& params
   return shares != nullptr ? AdamW(config, shares->slices()) : AdamW(config, params);
 }
 
-void log_shares(const parallel::DataParallel& shares, const AdamW& optimizer) {
+void log_shares(const parallel::DataParallel& shares, const AdamW& optimizer, bool in_stages) {
   const parallel::DataParallel::Bytes held = shares.held_bytes();
   int64_t state_bytes = 0;
   for (const AdamW::State& state : optimizer.state())
     state_bytes += static_cast<int64_t>(state.tensor.nbytes());
-  log_info("each process holds ", format_bytes(held.parameters), " of parameters, ",
-           format_bytes(held.gradients), " of gradients and ", format_bytes(state_bytes),
+  log_info(in_stages ? "the first" : "each", " process holds ", format_bytes(held.parameters),
+           " of parameters, ", format_bytes(held.gradients), " of gradients and ", format_bytes(state_bytes),
            " of optimizer state between steps (parallel.zero_stage = ", shares.zero_stage(), ")");
+}
+
+// "pp 1, dp 0": the place of this process on axes of several ranks.
+std::string where_is(const parallel::Mesh& mesh) {
+  std::string text;
+  for (const parallel::Axis axis : {parallel::Axis::pp, parallel::Axis::dp, parallel::Axis::fsdp,
+                                    parallel::Axis::cp, parallel::Axis::tp, parallel::Axis::ep})
+    if (mesh.layout().size(axis) > 1)
+      text += concat(text.empty() ? "" : ", ", parallel::name_of(axis), " ",
+                     mesh.layout().index(axis, mesh.rank()));
+  return text;
+}
+
+void log_schedule(const tune::PipelineSchedule& schedule, const config::RunConfig& config,
+                  const nn::DecoderPieces& pieces) {
+  std::string layers;
+  std::vector<int64_t> counts;
+  for (const nn::LayerRange& range : pieces.layers) {
+    counts.push_back(range.end - range.begin);
+    layers += concat(" ", counts.back());
+  }
+  const std::vector<double> flops = tune::forward_flops(config.model, config.train.sequence, counts);
+  const double idle =
+      tune::timeline_of(schedule, tune::PipelineTimes::proportional_to(schedule, flops)).bubble;
+  log_info("pipeline: ", tune::name_of(schedule.kind), ", layers", layers, ", ", schedule.micro_batches,
+           " micro-batches; stages idle ", format_fixed(100 * idle, 1),
+           " % of a step by the arithmetic of their layers");
+}
+
+// Of the whole model, wherever its layers are.
+int64_t num_parameters(const nn::Decoder& decoder) {
+  if (decoder.pieces() == nullptr) return decoder.params().num_elements();
+  return moe::make_decoder(decoder.config())->params().num_elements();
 }
 
 // The number of the first process: a word that all processes know and that no other run has used here.
@@ -133,7 +172,7 @@ Run::Run(const TrainOptions& options, const config::RunConfig& config, const dat
       for (ckpt::TensorGroup& group : quantisation_->groups()) groups_.push_back(std::move(group));
     }
   } else {
-    log_shares(*shares_, optimizer_);
+    log_shares(*shares_, optimizer_, model_->pieces() != nullptr);
     state_.emplace(pieces_of(*model_, *shares_, optimizer_), options.mesh->world());
     // With train.micro_batch = 0 a micro-batch is the whole batch, which the ranks share.
     if (options.config.train.micro_batch == 0) load_sum_.emplace(options.mesh->data());
@@ -278,17 +317,42 @@ void Run::after_step(int64_t step) {
   if (samples || saves) step_began_ = steady_seconds();
 }
 
+// Of all ranks in one file, which the first writes.
+void Run::write_trace() {
+  telemetry::stop_trace();
+  tracing_ = false;
+  const fs::path path = options_.run_dir / "trace.json";
+  if (options_.mesh == nullptr) return telemetry::write_trace(path);
+  const parallel::Mesh& mesh = *options_.mesh;
+  std::vector<std::string> texts{
+      telemetry::trace_text(mesh.rank(), concat("rank ", mesh.rank(), ", ", where_is(mesh)))};
+  const at::Tensor size = at::empty({1}, at::kLong);
+  if (!mesh.is_first()) {
+    size.fill_(static_cast<int64_t>(texts[0].size()));
+    mesh.world().send(size, 0).wait();
+    const at::Tensor bytes = at::empty({static_cast<int64_t>(texts[0].size())}, at::kByte);
+    std::memcpy(bytes.mutable_data_ptr(), texts[0].data(), texts[0].size());
+    mesh.world().send(bytes, 0).wait();
+    return;
+  }
+  for (int rank = 1; rank < mesh.world().size(); ++rank) {
+    mesh.world().receive(size, rank).wait();
+    const at::Tensor bytes = at::empty({size.item<int64_t>()}, at::kByte);
+    mesh.world().receive(bytes, rank).wait();
+    texts.emplace_back(static_cast<const char*>(bytes.const_data_ptr()), bytes.nbytes());
+  }
+  telemetry::write_trace(path, texts);
+}
+
 void Run::trace(int64_t next_step) {
-  if (!options_.trace || !is_first(options_)) return;
+  if (!options_.trace) return;
   const int64_t first = first_step_ + config_.train.trace_first;
   if (next_step == first) {
     telemetry::start_trace();
     tracing_ = true;
   } else if (tracing_ && next_step == first + config_.train.trace_steps) {
     settle();
-    telemetry::stop_trace();
-    tracing_ = false;
-    telemetry::write_trace(options_.run_dir / "trace.json");
+    write_trace();
   }
 }
 
@@ -318,6 +382,7 @@ TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
       std::move(batches),
       {.first_step = first_step_, .micro_batches = num_micro, .depth = config_.data.prefetch});
   micro_batches_.resize(static_cast<size_t>(num_micro));
+  if (model_->pieces() != nullptr) log_schedule(step_.schedule_for(num_micro), config_, *model_->pieces());
 
   const InterruptGuard interrupts;
   TrainResult result;
@@ -346,10 +411,7 @@ TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
     after_step(step);
   }
   settle();
-  if (tracing_) {
-    telemetry::stop_trace();
-    telemetry::write_trace(options_.run_dir / "trace.json");
-  }
+  if (tracing_) write_trace();
   result.interrupted = result.steps < config_.train.steps;
   if (config_.checkpoint.at_end) save_at_end(result.steps);
   if (!result.interrupted) result.sample = sample();
@@ -363,10 +425,12 @@ TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
        .wall_seconds = steady_seconds() - begin,
        .data_wait_seconds = loader.wait_seconds(),
        .checkpoint_stall_seconds = checkpoint_stall_seconds_,
-       .parameters = model_->params().num_elements(),
+       .parameters = num_parameters(*model_),
        .active_parameters = active_linear_weights(config_.model),
        .num_threads = num_threads(),
-       .sent = options_.mesh == nullptr ? decltype(Report::Ending::sent)() : options_.mesh->traffic()});
+       .sent = options_.mesh == nullptr ? decltype(Report::Ending::sent)() : options_.mesh->traffic(),
+       .waited_s = options_.mesh == nullptr ? decltype(Report::Ending::waited_s)()
+                                            : options_.mesh->waited_by_axis()});
   result.train_loss = report_->last().loss;
   result.validation_loss = report_->validation_loss();
   return result;

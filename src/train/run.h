@@ -63,6 +63,7 @@ class Run {
   void validate(int64_t step);
   std::string sample();
   void trace(int64_t next_step);
+  void write_trace();
   void fail_when_broken(const StepNumbers& numbers);
   // Tokens and targets of the step that the micro-batches are of, over all ranks; nothing when one of them
   // was asked to stop before it.

@@ -6,6 +6,7 @@
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
@@ -17,6 +18,7 @@
 #include "base/log.h"
 #include "parallel/communicator.h"
 #include "parallel/data_parallel.h"
+#include "parallel/shared_embedding.h"
 #include "telemetry/trace.h"
 #include "train/device_batch.h"
 #include "train/schedule.h"
@@ -127,6 +129,7 @@ void TrainStep::sum_over_ranks(MicroLosses& losses) {
   const at::Tensor all =
       at::cat({at::stack({losses.loss, losses.balance, losses.mtp}), packed.reshape({-1})});
   mesh_->data().all_reduce(all).wait();
+  if (decoder_.pieces() != nullptr) mesh_->on(parallel::Axis::pp).all_reduce(all).wait();
   losses = {all[0], all[1], all[2]};
   packed.copy_(all.narrow(0, 3, packed.numel()).view(packed.sizes()));
 }
@@ -146,44 +149,96 @@ at::Tensor TrainStep::total_loss(MicroLosses& losses, const nn::DecoderOutput& o
   return total;
 }
 
-TrainStep::MicroLosses TrainStep::accumulate(const nn::TokenBatch& tokens, int64_t micro, double scale,
-                                             int64_t num_micro) {
-  MicroLosses losses;
-  at::Tensor total;
-  nn::DecoderOutput output;
-  {
-    const telemetry::Span span("forward", "train", micro);
-    mark(energy::Phase::kForward);
-    output = decoder_.forward(tokens, options_);
-    losses.loss = decoder_.loss(output.hidden_TD, tokens.targets_T, scale);
-    total = total_loss(losses, output, scale, num_micro);
+const tune::PipelineSchedule& TrainStep::schedule_for(int64_t num_micro) {
+  if (schedule_ && schedule_->micro_batches == num_micro) return *schedule_;
+  const nn::DecoderPieces* const pieces = decoder_.pieces();
+  schedule_ = pieces == nullptr ? tune::make_schedule(tune::PipelineKind::one_f_one_b, 1, 1, num_micro)
+                                : tune::make_schedule(tune::pipeline_kind(config_.parallel.pp_schedule),
+                                                      pieces->stages, pieces->num_chunks(), num_micro);
+  return *schedule_;
+}
+
+parallel::PieceResult TrainStep::forward(const Work& work, const tune::PipelineTask& task,
+                                         const at::Tensor& input, MicroLosses& losses) {
+  const telemetry::Span span("forward", "train", task.micro_batch);
+  if (quantisation_ != nullptr) quantisation_->begin_micro(task.micro_batch);
+  const nn::TokenBatch tokens = work.tokens(task.micro_batch);
+  mark(energy::Phase::kForward);
+  const ops::WeightGradients::Collect collect(
+      schedule_->kind == tune::PipelineKind::zero_bubble ? &weights_[task.micro_batch] : nullptr);
+  const nn::DecoderOutput output = decoder_.run_piece(task.chunk, tokens, input, options_);
+  const int64_t num_micro = work.num_micro * num_ranks();
+  MicroLosses micro;
+  parallel::PieceResult result;
+  result.stream = output.stream_TD;
+  if (output.hidden_TD.defined()) {
+    micro.loss = decoder_.loss(output.hidden_TD, tokens.targets_T, work.scale);
+    result.loss = total_loss(micro, output, work.scale, num_micro);
+    losses.loss = losses.loss.defined() ? losses.loss + micro.loss.detach() : micro.loss.detach();
+  } else if (output.balance_loss.defined()) {
+    result.loss = output.balance_loss / static_cast<double>(num_micro);
+    micro.balance = output.balance_loss.detach();
   }
-  const telemetry::Span span("backward", "train", micro);
+  if (micro.balance.defined()) losses.balance += micro.balance / static_cast<double>(num_micro);
+  if (micro.mtp.defined()) losses.mtp += micro.mtp;
+  return result;
+}
+
+void TrainStep::backward(const tune::PipelineTask& task, bool is_last, const std::function<void()>& pass) {
+  const telemetry::Span span("backward", "train", task.micro_batch);
   mark(energy::Phase::kBackward);
-  if (shares_ != nullptr) shares_->begin_backward(micro + 1 == num_micro / num_ranks());
-  total.backward();
-  if (shares_ != nullptr) shares_->end_backward();
-  losses.loss = losses.loss.detach();
-  return losses;
+  if (shares_ == nullptr) return pass();
+  const nn::DecoderPieces* const pieces = decoder_.pieces();
+  if (is_last && pieces != nullptr && pieces->num_chunks() > 1) {
+    // The other pieces have all their gradients.
+    const int piece = pieces->piece_of(task.chunk);
+    const nn::LayerRange layers = pieces->layers[static_cast<size_t>(piece)];
+    shares_->begin_backward(is_last, [piece, layers](const nn::Param& param) {
+      const int64_t block = parallel::block_of(param.spec);
+      return block == parallel::kOutsideBlocks ? piece == 0 : layers.has(block);
+    });
+  } else {
+    shares_->begin_backward(is_last);
+  }
+  pass();
+  shares_->end_backward();
+}
+
+void TrainStep::finish_weights(const tune::PipelineTask& task, bool is_last) {
+  const telemetry::Span span("weights", "train", task.micro_batch);
+  mark(energy::Phase::kBackward);
+  ops::WeightGradients& weights = weights_.at(task.micro_batch);
+  shares_->begin_backward(is_last, [&](const nn::Param& param) { return weights.has(param.value); });
+  weights.finish();
+  shares_->end_backward();
+  weights_.erase(task.micro_batch);
 }
 
 at::Tensor TrainStep::compute(const Work& work) {
   statistics_.reset();
+  weights_.clear();  // of a step that has failed
   MicroLosses losses;
   losses.balance = at::zeros({}, at::TensorOptions().dtype(at::kFloat).device(decoder_.device()));
   losses.mtp = losses.balance.clone();
-  const int64_t num_micro = work.num_micro * num_ranks();
   if (quantisation_ != nullptr) quantisation_->begin_step(work.step);
-  for (int64_t i = 0; i < work.num_micro; ++i) {
-    if (quantisation_ != nullptr) quantisation_->begin_micro(i);
-    const MicroLosses micro = accumulate(work.tokens(i), i, work.scale, num_micro);
-    losses.loss = losses.loss.defined() ? losses.loss + micro.loss : micro.loss;
-    if (micro.balance.defined()) losses.balance += micro.balance / static_cast<double>(num_micro);
-    if (micro.mtp.defined()) losses.mtp += micro.mtp;
-  }
+  parallel::PipelineWork passes;
+  passes.stream_sizes = [&](int64_t micro) { return decoder_.stream_sizes(work.tokens_of(micro)); };
+  passes.stream_options = decoder_.stream_options();
+  passes.forward = [&](const tune::PipelineTask& task, const at::Tensor& input) {
+    return forward(work, task, input, losses);
+  };
+  passes.backward = [this](const tune::PipelineTask& task, bool is_last, const std::function<void()>& pass) {
+    backward(task, is_last, pass);
+  };
+  passes.weight = [this](const tune::PipelineTask& task, bool is_last) { finish_weights(task, is_last); };
+  parallel::run_pipeline(schedule_for(work.num_micro), mesh_, passes, config_.parallel.overlap);
   if (mesh_ != nullptr) {
     const telemetry::Span span("communication", "train");
     shares_->finish_gradients();
+    if (decoder_.pieces() != nullptr &&
+        nn::Decoder::is_embedding_shared(config_.model, decoder_.pieces()->stages))
+      parallel::sum_shared_embedding(*mesh_, *shares_);
+    if (!losses.loss.defined()) losses.loss = at::zeros_like(losses.balance);  // the last stage has it
     sum_over_ranks(losses);
   }
   const telemetry::Span span("optimizer", "train");
@@ -299,6 +354,7 @@ PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batc
   if (const std::string key = bucket_key(micro_batches, pending.known_.num_targets); !key.empty()) {
     numbers = run_in_bucket(buckets_[key], work, micro_batches);
   } else {
+    work.tokens_of = [&](int64_t micro) { return micro_batches[static_cast<size_t>(micro)].num_tokens(); };
     work.tokens = [&](int64_t micro) {
       mark(energy::Phase::kData);
       return to_device(micro_batches[static_cast<size_t>(micro)], decoder_.device());
@@ -328,8 +384,9 @@ std::string TrainStep::find_non_finite(std::vector<data::Batch>& micro_batches) 
   // Ranks may find different things, so none of them waits for parameters of another from here on.
   const Gathered gathered(decoder_, shares_);
   // Where passes exchange values every rank goes through all of them, whatever it has found before.
-  const bool together = mesh_ != nullptr && (mesh_->layout().size(parallel::Axis::tp) > 1 ||
-                                             mesh_->layout().size(parallel::Axis::ep) > 1);
+  const auto is_split = [this](parallel::Axis axis) { return mesh_->layout().size(axis) > 1; };
+  const bool together = mesh_ != nullptr && (is_split(parallel::Axis::tp) || is_split(parallel::Axis::ep) ||
+                                             is_split(parallel::Axis::pp));
   std::string found;
   const auto look = [&](const at::Tensor& value, const auto&... name) {
     if (found.empty() && value.defined() && !is_finite(value)) found = concat(name...);
@@ -337,6 +394,8 @@ std::string TrainStep::find_non_finite(std::vector<data::Batch>& micro_batches) 
   const auto is_done = [&] { return !together && !found.empty(); };
   for (const nn::Param& param : decoder_.params().params()) look(param.value, "parameter ", param.spec.name);
   if (is_done()) return found;
+  // Over stages no gradients are looked at: that would take the schedule again.
+  const at::AutoGradMode with_gradients(decoder_.pieces() == nullptr);
   nn::ForwardOptions options;
   options.with_losses = true;
   options.with_mtp = options_.with_mtp;
@@ -346,6 +405,7 @@ std::string TrainStep::find_non_finite(std::vector<data::Batch>& micro_batches) 
     const nn::TokenBatch tokens = to_device(batch, decoder_.device());
     const nn::DecoderOutput output = decoder_.forward(tokens, options);
     if (is_done()) return found;
+    if (!output.hidden_TD.defined()) continue;
     MicroLosses losses;
     losses.loss = decoder_.loss(output.hidden_TD, tokens.targets_T, scale);
     look(losses.loss, "loss");
@@ -354,7 +414,7 @@ std::string TrainStep::find_non_finite(std::vector<data::Batch>& micro_batches) 
     look(losses.balance, "balance loss");
     look(losses.mtp, "loss of multi-token prediction");
     if (is_done()) return found;
-    loss.backward();
+    if (decoder_.pieces() == nullptr) loss.backward();
   }
   if (!found.empty()) {
     optimizer_.release_gradients();

@@ -18,7 +18,9 @@
 #include "moe/load_statistics.h"
 #include "nn/decoder.h"
 #include "ops/graph.h"
+#include "ops/weight_gradients.h"
 #include "parallel/mesh.h"
+#include "parallel/pipeline.h"
 #include "train/optimizer.h"
 #include "train/phase_timer.h"
 #include "train/quantisation.h"
@@ -98,6 +100,9 @@ class TrainStep {
   // Drives quantised products; it outlives the object. Steps are not recorded then.
   void quantise(Quantisation& quantisation) { quantisation_ = &quantisation; }
 
+  // In which the passes of a step of so many micro-batches are made.
+  const tune::PipelineSchedule& schedule_for(int64_t num_micro);
+
   // What balance.bias_rule = "forecast" remembers, per layer with experts; empty with other rules.
   std::vector<moe::ForecastBias>& bias_rules() { return bias_rules_; }
 
@@ -119,6 +124,7 @@ class TrainStep {
     int64_t step = 1;
     at::Tensor scalars;  // of the optimizer, instead of the last two; may be undefined
     std::function<nn::TokenBatch(int64_t micro)> tokens;
+    std::function<int64_t(int64_t micro)> tokens_of;  // their number; of several stages
   };
   // Returns the numbers of the step, kHead and the load statistics, on the device.
   at::Tensor compute(const Work& work);
@@ -138,10 +144,15 @@ class TrainStep {
   }
   // Ranks that have micro-batches of their own.
   int64_t num_ranks() const { return mesh_ == nullptr ? 1 : mesh_->data().size(); }
-  // Sums the losses and the load statistics over them.
+  // Sums the losses and the load statistics over them and the stages.
   void sum_over_ranks(MicroLosses& losses);
-  // Adds the gradients of a micro-batch. `num_micro`: of all ranks.
-  MicroLosses accumulate(const nn::TokenBatch& tokens, int64_t micro, double scale, int64_t num_micro);
+  // Passes a micro-batch through a piece of the model and adds its losses to those of the step.
+  parallel::PieceResult forward(const Work& work, const tune::PipelineTask& task, const at::Tensor& input,
+                                MicroLosses& losses);
+  // Adds the gradients of a micro-batch.
+  void backward(const tune::PipelineTask& task, bool is_last, const std::function<void()>& pass);
+  // Adds those of its weights, where they were left.
+  void finish_weights(const tune::PipelineTask& task, bool is_last);
   // What is differentiated; fills in losses.balance and losses.mtp.
   at::Tensor total_loss(MicroLosses& losses, const nn::DecoderOutput& output, double scale,
                         int64_t num_micro) const;
@@ -159,6 +170,9 @@ class TrainStep {
   const parallel::Mesh* mesh_ = nullptr;  // null: one process
   parallel::DataParallel* shares_ = nullptr;
   std::shared_ptr<double> waited_told_s_ = std::make_shared<double>(0);  // what earlier steps have told
+  std::optional<tune::PipelineSchedule> schedule_;  // of the last step
+  // Of micro-batches between their forward passes and the tasks of their weights, where these are apart.
+  std::map<int64_t, ops::WeightGradients> weights_;
   Quantisation* quantisation_ = nullptr;
 };
 

@@ -1,0 +1,24 @@
+// Pieces of a decoder on the stages of a pipeline.
+#pragma once
+
+#include <memory>
+
+#include "config/train_config.h"
+#include "nn/stage_link.h"
+
+namespace moebius::parallel {
+
+class Communicator;
+class Mesh;
+
+// The layers of each piece: parallel.pp_layers, or dealt out by their arithmetic (tune/layer_split.h).
+std::vector<nn::LayerRange> layers_of_pieces(const config::RunConfig& config);
+
+// Null where the run has one stage. The mesh outlives the result.
+std::shared_ptr<const nn::DecoderPieces> make_pieces(const config::RunConfig& config, const Mesh& mesh);
+
+// What goes from stage to stage: the two directions are axes of their own, so that neither waits for the
+// other on devices that carry out the exchanges of an axis in the order in which they were begun.
+Communicator& way_between(const Mesh& mesh, int from, int to);
+
+}  // namespace moebius::parallel
