@@ -12,6 +12,7 @@
 #include "base/units.h"
 #include "cli/cluster_plan.h"
 #include "cli/config_files.h"
+#include "cli/schedule_plan.h"
 #include "data/tokenizer.h"
 #include "ops/device.h"
 #include "train/model_files.h"
@@ -24,7 +25,7 @@ namespace {
 struct PlanArguments {
   std::string config, device = "auto";
   std::vector<std::string> overrides;
-  bool as_json = false;
+  bool as_json = false, draws_schedule = false;
   ClusterOptions cluster;
 };
 
@@ -57,6 +58,12 @@ std::string verdict(const train::Plan& plan, std::optional<int64_t> available, b
 
 void run_plan(const PlanArguments& arguments) {
   config::RunConfig config = load_config(arguments.config, arguments.overrides);
+  if (arguments.draws_schedule) {
+    if (config.model.vocab == 0)
+      config.model.vocab = train::vocabulary(config, data::open_tokenizer(config.data.tokenizer).get());
+    std::cout << schedule_plan(config, arguments.as_json) << std::flush;
+    return;
+  }
   if (!arguments.cluster.cluster.empty()) {
     if (config.model.vocab == 0)
       config.model.vocab = train::vocabulary(config, data::open_tokenizer(config.data.tokenizer).get());
@@ -114,6 +121,10 @@ void add_plan_command(CLI::App& app) {
       ->add_flag("--hide", arguments->cluster.hides,
                  "With --cluster: exchanges of weights and gradients run behind arithmetic")
       ->needs(cluster);
+  command
+      ->add_flag("--schedule", arguments->draws_schedule,
+                 "Draw the order of passes and exchanges of a step instead, laid out as [parallel] says")
+      ->excludes(cluster);
   command->add_flag("--json", arguments->as_json, "Print one JSON object instead of text");
   command->callback([arguments] { run_plan(*arguments); });
 }

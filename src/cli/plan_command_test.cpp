@@ -55,6 +55,29 @@ TEST_F(PlanCommand, says_what_to_change_when_it_does_not_fit) {
   EXPECT_THAT(text, HasSubstr("  with train.recompute = \"full\" it needs "));
 }
 
+TEST_F(PlanCommand, draws_the_schedule_of_a_step) {
+  const std::string three =
+      config + " --schedule --set parallel.pp=2 --set train.batch=3 --set train.micro_batch=1";
+  const std::string text = run(three);
+  EXPECT_THAT(text,
+              HasSubstr("2 processes: pp 2; 1f1b, 3 micro-batches per rank\nlayers of the pieces: 1 1\n"));
+  EXPECT_THAT(text, HasSubstr("idle: 25.0 % with pieces alike"));
+  EXPECT_THAT(text, HasSubstr("\nstage 0    F0 F1 .  .  B0 B0 F2 B1 B1 .  B2 B2 .  U\n"
+                              "  sends    .  >0 >1 .  .  .  .  >2 .  .  .  .  .  .\n"
+                              "stage 1    .  F0 B0 B0 F1 B1 B1 F2 B2 B2 .  .  .  U\n"
+                              "  sends    .  .  .  .  <0 .  .  <1 .  .  <2 .  .  .\n"));
+  const std::string shared = run(three +
+                                 " --set parallel.fsdp=3 --set parallel.zero_stage=1 "
+                                 "--set train.batch=6 --set parallel.pp_schedule=zero_bubble");
+  EXPECT_THAT(shared, HasSubstr("\nstage 0    F0 F1 .  B0 W0 B1 W1 .  U\n"));
+  EXPECT_THAT(shared, HasSubstr("\n  data     G  .  .  .  .  .  S  S  .\n"));
+  const auto json = nlohmann::json::parse(run(three + " --json"));
+  EXPECT_EQ(json["tasks"][0].size(), 6u);
+  EXPECT_EQ(json["transfers"].size(), 6u);
+  EXPECT_THAT(run(three + " --set parallel.pp=3"),
+              HasSubstr("error: parallel.pp is 3, but there are only 2"));
+}
+
 TEST_F(PlanCommand, predicts_a_step_on_a_cluster) {
   const char* root = std::getenv("MOEBIUS_SOURCE_DIR");
   if (root == nullptr) GTEST_SKIP() << "MOEBIUS_SOURCE_DIR is not set (ctest sets it)";
