@@ -295,7 +295,8 @@ void add_bench_command(CLI::App& app) {
       ->check(CLI::NonNegativeNumber);
   command
       ->add_option("--set", arguments->overrides,
-                   "Field of the config of a step or of adamw: optimizer.state_dtype=fp32")
+                   "Field of the config of a step, of adamw or of moe_layer: optimizer.state_dtype=fp32, "
+                   "precision.experts=int8")
       ->allow_extra_args(false);
   command->add_flag("--list", arguments->list, "List the cases instead");
   command->add_option("--device", arguments->device, "cpu, cuda or auto")

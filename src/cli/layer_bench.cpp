@@ -14,6 +14,7 @@
 #include "moe/moe_feed_forward.h"
 #include "ops/attention.h"
 #include "ops/experts.h"
+#include "ops/int8_training.h"
 #include "ops/linear_loss.h"
 #include "ops/route.h"
 #include "train/optimizer.h"
@@ -88,7 +89,7 @@ at::Tensor plain_attention(const at::Tensor& qkv_TC, const LayerShape& shape) {
 
 }  // namespace
 
-LayerBench moe_layer_bench(const LayerShape& shape, at::ScalarType dtype, at::Device device) {
+LayerBench moe_layer_bench(const LayerShape& shape, at::ScalarType dtype, at::Device device, bool int8) {
   at::manual_seed(1);
   const auto options = at::TensorOptions(dtype).device(device);
   const int64_t T = shape.tokens, D = shape.dim, F = shape.expert_dim, E = shape.experts;
@@ -104,6 +105,13 @@ LayerBench moe_layer_bench(const LayerShape& shape, at::ScalarType dtype, at::De
   bench.passes = {
       [leaves, routing] { return Tensors{ops::expert_ffn(leaves[0], leaves[1], leaves[2], routing)}; },
       output_grads, leaves};
+  if (int8) {
+    bench.op_class = ops::cases::OpClass::trained_in_codes;
+    bench.passes.forward = [leaves, routing, gate_up = ops::int8_training_weight(leaves[1], true),
+                            down = ops::int8_training_weight(leaves[2], false)] {
+      return Tensors{ops::int8_training_expert_ffn(leaves[0], leaves[1], leaves[2], gate_up, down, routing)};
+    };
+  }
   const double rows = as_double(T * shape.top_k), size = as_double(c10::elementSize(dtype));
   const double weights = 3 * as_double(E * D * F), tokens = as_double(T * D),
                hidden = 2 * rows * as_double(F);

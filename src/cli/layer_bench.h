@@ -39,8 +39,10 @@ struct LayerBench {
 // The routed experts with the routing given, by the operator that the model calls (ops::expert_ffn):
 // gradients of x, of both weights and of the routing weights. 6 T K H I operations forward and twice that
 // backward; router and permutation are not counted. Natural routing: top-k of the logits of a random linear
-// router.
-LayerBench moe_layer_bench(const LayerShape& shape, at::ScalarType dtype, at::Device device);
+// router. With `int8` by ops::int8_training_expert_ffn: rounding activations and gradients is part of it,
+// rounding the weights, once a step, is not.
+LayerBench moe_layer_bench(const LayerShape& shape, at::ScalarType dtype, at::Device device,
+                           bool int8 = false);
 
 // Causal attention over documents of shape.sequence tokens: 2 B H S^2 d forward, 2.5 times that backward.
 LayerBench attention_bench(const LayerShape& shape, at::ScalarType dtype, at::Device device);

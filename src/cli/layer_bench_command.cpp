@@ -23,6 +23,7 @@
 #include "config/validate.h"
 #include "ops/cases/tolerance.h"
 #include "ops/device.h"
+#include "ops/int8_linear.h"
 
 namespace moebius::cli {
 namespace {
@@ -85,7 +86,15 @@ config::RunConfig config_for(const LayerShape& shape, const LayerBenchArguments&
 LayerBench layer_bench(const std::string& bench, const LayerShape& shape,
                        const LayerBenchArguments& arguments, at::Device device) {
   const at::ScalarType dtype = arguments.dtype == "fp32" ? at::kFloat : at::kBFloat16;
-  if (bench == "moe_layer") return moe_layer_bench(shape, dtype, device);
+  if (bench == "moe_layer") {
+    config::RunConfig config;
+    config::apply_overrides(config, arguments.overrides);
+    const bool int8 = config.precision.experts == "int8";
+    if (int8 && (!ops::has_int8_products(device) || (device.is_cuda() && dtype != at::kBFloat16)))
+      throw_user_error("precision.experts is 'int8', but ", device.str(), " has no integer products in ",
+                       arguments.dtype, "; use a GPU of compute capability 9.0 with --dtype bf16, or a CPU");
+    return moe_layer_bench(shape, dtype, device, int8);
+  }
   if (bench == "attention") return attention_bench(shape, dtype, device);
   if (bench == "linear_ce") return linear_ce_bench(shape, dtype, device);
   config::RunConfig config;

@@ -10,6 +10,7 @@
 #include "cli/layer_timing.h"
 #include "data/batches.h"
 #include "train/flops.h"
+#include "train/int8_experts.h"
 #include "train/model_files.h"
 #include "train/optimizer.h"
 #include "train/step.h"
@@ -26,10 +27,13 @@ class Training {
       : config_(config),
         model_(train::make_model(config_, device)),
         optimizer_(config_.optimizer, model_->params()),
+        int8_experts_(train::Int8Experts::attach(config_, *model_)),
         step_(config_, *model_, optimizer_),
         source_(static_cast<uint64_t>(config_.train.seed), {config_.train.sequence, config_.train.batch,
                                                             config_.train.micro_batch, config_.model.vocab}),
-        batches_(static_cast<size_t>(config_.train.batch / config_.train.micro_batch)) {}
+        batches_(static_cast<size_t>(config_.train.batch / config_.train.micro_batch)) {
+    if (int8_experts_) step_.follow(*int8_experts_);
+  }
 
   train::PendingNumbers queue(int64_t step) {
     for (size_t micro = 0; micro < batches_.size(); ++micro)
@@ -41,6 +45,7 @@ class Training {
   const config::RunConfig config_;
   std::unique_ptr<nn::Decoder> model_;
   train::AdamW optimizer_;
+  std::unique_ptr<train::Int8Experts> int8_experts_;
   train::TrainStep step_;
   data::SyntheticBatches source_;
   std::vector<data::Batch> batches_;
@@ -56,6 +61,7 @@ config::RunConfig with_micro_batch(const config::RunConfig& config) {
 
 StepTimes time_steps(const config::RunConfig& config, at::Device device) {
   MOEBIUS_CHECK_GE(config.train.steps, kWarmUpSteps + 1);
+  train::check_precision(config, 1);
   StepTimes times;
   const MemoryMeter memory(device);
   std::vector<double> seconds;

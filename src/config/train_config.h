@@ -9,6 +9,7 @@
 #include "config/field.h"
 #include "config/model_config.h"
 #include "config/parallel_config.h"
+#include "config/precision_config.h"
 #include "config/quant_config.h"
 
 namespace moebius::config {
@@ -222,6 +223,7 @@ struct RunConfig {
   EnergyConfig energy;
   ParallelConfig parallel;
   QuantConfig quant;
+  PrecisionConfig precision;
 };
 
 template <class V>
@@ -236,6 +238,7 @@ void describe(V& v, RunConfig& c) {
   v.section("energy", c.energy, "Counting of joules and grams of CO2, and the clock governor.");
   v.section("parallel", c.parallel, "How a run is spread over several processes.");
   v.section("quant", c.quant, "Quantisation-aware training.");
+  v.section("precision", c.precision, "Parts of the model with arithmetic of their own.");
 }
 
 }  // namespace moebius::config

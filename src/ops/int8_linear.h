@@ -11,20 +11,21 @@
 
 namespace moebius::ops {
 
-// Whether the kernels of this device compute integer products.
+// Whether the kernels of this device compute integer products: a CPU, and a Hopper GPU.
 bool has_int8_products(at::Device device);
 
-// A weight in the order in which the kernel reads it: 1 byte per element, and 8 bytes per output.
+// A weight as the kernel of its device reads it: 1 byte per element, and 8 bytes per output (4 on a GPU).
 struct Int8Weight {
   at::Tensor packed;   // int8, flat
   at::Tensor scales;   // fp32, flat, in the order of the packed columns
-  at::Tensor offsets;  // int32, likewise
+  at::Tensor offsets;  // int32, likewise; undefined where the device's layout has none
   int64_t num_groups = 1, n = 0, k = 0;
   bool gate_up = false;  // packed so that SwiGLU can be applied to what the product holds
 };
 
 // codes (N, K) or (E, N, K) int8; scales one per row ((N, 1), (E, N, 1) or without the last dim) or one. With
-// `gate_up`, rows 2f and 2f + 1 are gate and up of unit f, and products return the activation. CPU.
+// `gate_up`, rows 2f and 2f + 1 are gate and up of unit f, and products return the activation. On the
+// device of `codes`.
 Int8Weight pack_int8(const at::Tensor& codes, const at::Tensor& scales, bool gate_up = false);
 
 // The weight in floats again: codes times scales, (N, K) or (E, N, K) for more than one group.

@@ -89,7 +89,8 @@ at::Tensor Int8Product::values(const at::Tensor& /*weight*/) const {
 }
 
 int64_t Int8Product::num_bytes() const {
-  return static_cast<int64_t>(weight_.packed.nbytes() + weight_.scales.nbytes() + weight_.offsets.nbytes());
+  const size_t offsets = weight_.offsets.defined() ? weight_.offsets.nbytes() : 0;
+  return static_cast<int64_t>(weight_.packed.nbytes() + weight_.scales.nbytes() + offsets);
 }
 
 }  // namespace moebius::quant

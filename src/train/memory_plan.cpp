@@ -101,6 +101,11 @@ void Replay::allocate_state(const config::RunConfig& config, const nn::ParamTabl
     for (int i = 0; i < 2; ++i)
       state_.push_back(bytes(&MemoryByClass::moments_bytes,
                              share(stage >= 1, moment_bytes(param, config.optimizer.state_dtype))));
+    // Codes for both directions, and a scale per output (ops/int8_training.h).
+    if (config.precision.experts == "int8" && param.spec.is_product &&
+        param.spec.klass == nn::ParamClass::expert)
+      state_.push_back(bytes(&MemoryByClass::weights_bytes,
+                             2 * count + 4 * (count / param.spec.dims.back() + count / param.spec.dims[1])));
     if (element_ == 2 && !param.spec.is_fp32 && config.optimizer.master_weights)
       state_.push_back(bytes(&MemoryByClass::master_bytes, share(stage >= 1, count * 4)));
   }

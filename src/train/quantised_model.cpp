@@ -111,8 +111,9 @@ void load_quantised(const ckpt::Checkpoint& checkpoint, quant::Scheme scheme, nn
     if (has_products) {
       const at::ScalarType dtype = param.value.scalar_type();
       param.value = at::Tensor();  // never touched: it cost nothing
-      param.product = std::make_shared<quant::Int8Product>(value, scales, scheme,
-                                                           use_of(param.spec, decoder.config()), dtype);
+      param.product =
+          std::make_shared<quant::Int8Product>(value.to(decoder.device()), scales.to(decoder.device()),
+                                               scheme, use_of(param.spec, decoder.config()), dtype);
     } else {
       param.value.copy_(quant::dequantise(value, scales.unsqueeze(-1), param.value.scalar_type()));
     }

@@ -151,6 +151,7 @@ Run::Run(const TrainOptions& options, const config::RunConfig& config, const dat
       shares_(shares_of(options, *model_)),
       optimizer_(optimizer_of(config.optimizer, model_->params(), shares_.get())),
       quantisation_(Quantisation::attach(config, *model_)),
+      int8_experts_(Int8Experts::attach(config, *model_)),
       step_(config_, *model_, optimizer_),
       metrics_(metrics) {
   ckpt::AsyncCheckpointer::Options how{.save = {.keep = config.checkpoint.keep},
@@ -165,6 +166,7 @@ Run::Run(const TrainOptions& options, const config::RunConfig& config, const dat
   } else {
     checkpointer_.emplace(options.run_dir, how);
   }
+  if (int8_experts_) step_.follow(*int8_experts_);
   if (options.mesh == nullptr) {
     groups_ = {model_group(*model_), {kOptimizerGroup, optimizer_.tensors()}};
     if (quantisation_) {
@@ -190,6 +192,7 @@ void Run::restore(const ckpt::Checkpoint& checkpoint) {
   } else {
     checkpoint.load(groups_);
     if (quantisation_) quantisation_->quantiser().restored();
+    if (int8_experts_) int8_experts_->weights_changed();
   }
   restore_bias_rules(checkpoint);
   first_step_ = checkpoint.step();

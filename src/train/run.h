@@ -76,6 +76,7 @@ class Run {
   std::unique_ptr<parallel::DataParallel> shares_;  // of several processes
   AdamW optimizer_;
   std::unique_ptr<Quantisation> quantisation_;  // null: products are those of floats
+  std::unique_ptr<Int8Experts> int8_experts_;   // null: experts are as the rest
   TrainStep step_;
   telemetry::TrainMetrics& metrics_;
   std::optional<parallel::RankLoadSum> load_sum_;

@@ -32,8 +32,8 @@ bool may_change(const std::string& path) {
 bool must_be_equal(const std::string& path) {
   if (may_change(path)) return false;
   return path.rfind("model.", 0) == 0 || path.rfind("quant.", 0) == 0 || path == "train.precision" ||
-         path == "optimizer.name" || path == "optimizer.master_weights" || path == "optimizer.state_dtype" ||
-         path == "data.tokenizer";
+         path == "precision.experts" || path == "optimizer.name" || path == "optimizer.master_weights" ||
+         path == "optimizer.state_dtype" || path == "data.tokenizer";
 }
 
 }  // namespace

@@ -221,6 +221,8 @@ at::Tensor TrainStep::compute(const Work& work) {
   losses.balance = at::zeros({}, at::TensorOptions().dtype(at::kFloat).device(decoder_.device()));
   losses.mtp = losses.balance.clone();
   if (quantisation_ != nullptr) quantisation_->begin_step(work.step);
+  // Here too, so that a recorded step makes the codes again.
+  if (int8_experts_ != nullptr) int8_experts_->weights_changed();
   parallel::PipelineWork passes;
   passes.stream_sizes = [&](int64_t micro) { return decoder_.stream_sizes(work.tokens_of(micro)); };
   passes.stream_options = decoder_.stream_options();
@@ -361,6 +363,7 @@ PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batc
     };
     numbers = compute(work);
   }
+  if (int8_experts_ != nullptr) int8_experts_->weights_changed();
   if (numbers.is_cpu()) {
     if (mesh_ != nullptr) pending.known_.waited_s = mesh_->waited_s() - waited_before;
     pending.host_ = recorder_ ? numbers.clone() : numbers;

@@ -21,6 +21,7 @@
 #include "ops/weight_gradients.h"
 #include "parallel/mesh.h"
 #include "parallel/pipeline.h"
+#include "train/int8_experts.h"
 #include "train/optimizer.h"
 #include "train/phase_timer.h"
 #include "train/quantisation.h"
@@ -102,6 +103,8 @@ class TrainStep {
 
   // In which the passes of a step of so many micro-batches are made.
   const tune::PipelineSchedule& schedule_for(int64_t num_micro);
+  // Experts whose codes follow their weights; it outlives the object.
+  void follow(Int8Experts& experts) { int8_experts_ = &experts; }
 
   // What balance.bias_rule = "forecast" remembers, per layer with experts; empty with other rules.
   std::vector<moe::ForecastBias>& bias_rules() { return bias_rules_; }
@@ -174,6 +177,7 @@ class TrainStep {
   // Of micro-batches between their forward passes and the tasks of their weights, where these are apart.
   std::map<int64_t, ops::WeightGradients> weights_;
   Quantisation* quantisation_ = nullptr;
+  Int8Experts* int8_experts_ = nullptr;
 };
 
 }  // namespace moebius::train

@@ -18,6 +18,7 @@
 #include "parallel/mesh.h"
 #include "telemetry/exporter.h"
 #include "train/flops.h"
+#include "train/int8_experts.h"
 #include "train/model_files.h"
 #include "train/plan.h"
 #include "train/recompute_choice.h"
@@ -88,6 +89,7 @@ TrainResult train(const TrainOptions& options) {
         "quant.scheme is '", options.config.quant.scheme,
         "', but ranges and learned steps are not shared by processes; train with one process, or "
         "set quant.scheme = 'none'");
+  check_precision(options.config, options.mesh == nullptr ? 1 : options.mesh->layout().world());
   const bool first = is_first(options);
   if (first) check_run_folder(options.run_dir, options.mode);
   telemetry::Registry registry;

@@ -39,10 +39,13 @@ struct KernelTable {
   void (*adamw)(const AdamWArgs&, Stream);
   void (*adamw_8bit)(const AdamWArgs&, Stream);  // of tensors with scales
   void (*sum_squares)(const SumSquaresArgs&, Stream);
-  // Integer products; null where a device has none.
+  // Integer products and how their codes lie; null where a device has none.
+  Int8Layout int8_layout = Int8Layout::panels;
   void (*int8_rows)(const Int8RowsArgs&, Stream) = nullptr;
   void (*int8_pack)(const Int8PackArgs&, Stream) = nullptr;
   void (*int8_gemm)(const Int8GemmArgs&, Stream) = nullptr;
+  void (*int8_transpose)(const Int8TransposeArgs&, Stream) = nullptr;  // null on the CPU
+  bool (*int8_serves)() = nullptr;  // whether the current device computes them; null: yes
 };
 
 const KernelTable& cpu_kernels();

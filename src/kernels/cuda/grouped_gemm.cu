@@ -1,43 +1,17 @@
-#include <array>
 #include <limits>
 
 #include "kernels/cuda/grouped_gemm.cuh"
 #include "kernels/cuda/grouped_gemm.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/tensor_map.h"
 
 namespace moebius::kernels::cuda {
 namespace {
 
-using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
-
-EncodeTiled encode_tiled() {
-  static const EncodeTiled kEntry = [] {
-    void* entry = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    MOEBIUS_CUDA_CHECK(
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found));
-    MOEBIUS_CHECK(found == cudaDriverEntryPointSuccess, "the driver has no cuTensorMapEncodeTiled");
-    return reinterpret_cast<EncodeTiled>(entry);
-  }();
-  return kEntry;
-}
-
 // bf16 tensor (depth, rows, width), contiguous; boxes of box_rows x 64 columns.
 CUtensorMap map_of(const void* data, int64_t width, int64_t rows, int64_t depth, int box_rows) {
-  CUtensorMap map;
-  const std::array<cuuint64_t, 3> sizes{static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(rows),
-                                        static_cast<cuuint64_t>(depth)};
-  const std::array<cuuint64_t, 2> strides{static_cast<cuuint64_t>(width * 2),
-                                          static_cast<cuuint64_t>(width * rows * 2)};
-  const std::array<cuuint32_t, 3> box{64, static_cast<cuuint32_t>(box_rows), 1}, steps{1, 1, 1};
-  const CUresult result = encode_tiled()(
-      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(data), sizes.data(), strides.data(),
-      box.data(), steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  MOEBIUS_CHECK(result == CUDA_SUCCESS, "tensor map of ", depth, " x ", rows, " x ", width, ": error ",
-                static_cast<int>(result));
-  return map;
+  return tensor_map(data, 2, width, rows, depth, width, width * rows, box_rows);
 }
 
 Epilogue epilogue_of(const GroupedGemmArgs& args) {

@@ -117,27 +117,6 @@ __device__ __forceinline__ void multiply_tiles(const Block<K>& b, int worker, in
   }
 }
 
-// starts[g]: tiles of the groups before g, by one warp.
-__device__ __forceinline__ void number_tiles(const GroupedKernelParams& p, int32_t* starts, int lane) {
-  const int per_lane = (p.num_groups + 31) / 32;
-  const int first = lane * per_lane, last = first + per_lane < p.num_groups ? first + per_lane : p.num_groups;
-  int32_t own = 0;
-  for (int g = first; g < last; ++g)
-    own += tiles_of_group(p.tiles, __ldg(p.offsets + g + 1) - __ldg(p.offsets + g));
-  int32_t sum = own;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int32_t other = __shfl_up_sync(0xffffffffu, sum, step);
-    if (lane >= step) sum += other;
-  }
-  int32_t at = sum - own;
-  for (int g = first; g < last; ++g) {
-    starts[g] = at;
-    at += tiles_of_group(p.tiles, __ldg(p.offsets + g + 1) - __ldg(p.offsets + g));
-  }
-  if (lane == 31) starts[p.num_groups] = sum;
-}
-
 template <class K>
 __global__ void __launch_bounds__(K::kThreads, 1)
     grouped_kernel(const __grid_constant__ GroupedKernelParams p) {
@@ -149,7 +128,11 @@ __global__ void __launch_bounds__(K::kThreads, 1)
   const uint32_t empty = full + 8 * K::kStages;
   int32_t* starts = reinterpret_cast<int32_t*>(shared + (full + 256 - shared_address(shared)));
   const int thread = static_cast<int>(threadIdx.x), worker = uniform(thread / 128);
-  if (thread < 32) number_tiles(p, starts, thread);
+  if (thread < 32) {
+    number_tiles(
+        p.tiles, p.num_groups, [&](int g) { return __ldg(p.offsets + g + 1) - __ldg(p.offsets + g); }, starts,
+        thread);
+  }
   if (thread == 32) {
     for (int s = 0; s < K::kStages; ++s) {
       barrier_init(full + 8 * s, K::kGather == Gather::none ? 1 : 129);

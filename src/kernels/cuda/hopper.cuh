@@ -39,6 +39,34 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
       : "memory");
 }
 
+// Arrives at the barrier at the same place in another block of the cluster. Without a scope: one of the
+// cluster would wait for this thread's stores (docs/benchmarks/gpu-kernel-notes.md).
+__device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, int32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+// All threads of all blocks of the cluster meet.
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// A kernel may begin when all blocks of the one before it in its stream allow it or have ended (launched so:
+// see launch_int8). What that one and all before it wrote is there after the wait, which is none for other
+// launches.
+__device__ __forceinline__ void allow_next_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // Ordinary writes to shared memory become visible to the copy engine and the matrix instructions.
 __device__ __forceinline__ void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -65,6 +93,17 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap* map, ui
       "%5}], "
       "[%2];" ::"r"(to),
       "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z)
+      : "memory");
+}
+
+// The same to the blocks of `blocks` (a bit for each rank of the cluster), at the same place in each, counted
+// on the barrier at the same place in each.
+__device__ __forceinline__ void copy_box_to(uint32_t to, const CUtensorMap* map, uint32_t barrier, int x,
+                                            int y, int z, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "h"(blocks)
       : "memory");
 }
 

@@ -22,8 +22,11 @@ void cross_entropy(const CrossEntropyArgs& args, Stream stream);
 void adamw(const AdamWArgs& args, Stream stream);
 void adamw_8bit(const AdamWArgs& args, Stream stream);
 void sum_squares(const SumSquaresArgs& args, Stream stream);
+void int8_rows(const Int8RowsArgs& args, Stream stream);
+void int8_pack(const Int8PackArgs& args, Stream stream);
+void int8_transpose(const Int8TransposeArgs& args, Stream stream);
 
-// All of them, with those of grouped_gemm.h.
+// All of them, with those of grouped_gemm.h and int8_gemm.h.
 const KernelTable& cuda_kernels();
 
 }  // namespace moebius::kernels::cuda

@@ -1,4 +1,5 @@
 #include "kernels/cuda/grouped_gemm.h"
+#include "kernels/cuda/int8_gemm.h"
 #include "kernels/cuda/kernels.h"
 
 namespace moebius::kernels::cuda {
@@ -26,6 +27,12 @@ const KernelTable& cuda_kernels() {
       .adamw = adamw,
       .adamw_8bit = adamw_8bit,
       .sum_squares = sum_squares,
+      .int8_layout = Int8Layout::rows,
+      .int8_rows = int8_rows,
+      .int8_pack = int8_pack,
+      .int8_gemm = int8_gemm,
+      .int8_transpose = int8_transpose,
+      .int8_serves = int8_serves,
   };
   return kTable;
 }

@@ -7,6 +7,7 @@
 #include "ops/cases/case.h"
 #include "ops/cases/plain_routing.h"
 #include "ops/experts.h"
+#include "ops/int8_training.h"
 
 namespace moebius::ops::cases {
 namespace {
@@ -27,6 +28,7 @@ struct ExpertRow {
   bool cuda = true;
   bool biased = false;  // ops/biased_experts.h
   double limit = 0;     // of the clamped activation; 0: the usual one
+  bool int8 = false;    // ops/int8_training.h, its weights rounded anew at each call
 
   bool clamped() const { return limit > 0; }
 };
@@ -114,6 +116,10 @@ Example expert_example(const ExpertRow& row) {
       inputs,
       [row, form](const Tensors& in) {
         const Routing routing = routing_of(in);
+        if (row.int8)
+          return Outputs{
+              {"y", int8_training_expert_ffn(in[0], in[1], in[2], int8_training_weight(in[1], true),
+                                             int8_training_weight(in[2], false), routing, row.recompute)}};
         return Outputs{{"y", row.biased || row.clamped()
                                  ? biased_expert_ffn(in[0], in[1], in[2], routing, form(in), row.recompute)
                                  : expert_ffn(in[0], in[1], in[2], routing, row.recompute)}};
@@ -156,6 +162,28 @@ void add_expert_cases(CaseList& cases) {
       {"t16384_e64_k8_d2048_f1024", 16384, 64, 8, 2048, 1024, Choices::random, -1, false, Size::large},
       {"t16384_e128_k8_d2048_f768", 16384, 128, 8, 2048, 768, Choices::random, -1, false, Size::large},
   };
+  // On a GPU in bf16 and multiples of 16 only.
+  std::vector<ExpertRow> int8_rows{
+      {"one_token_e8_k2_d16_f32", 1, 8, 2, 16, 32},
+      {"t65_e8_k2_d48_f80_empty_experts", 65, 8, 2, 48, 80, Choices::without_odd_experts},
+      {"t129_e4_k2_d64_f48_all_to_one_capacity30", 129, 4, 2, 64, 48, Choices::one_expert, 30},
+      {"t65_e8_k2_d48_f80_capacity9_recompute", 65, 8, 2, 48, 80, Choices::random, 9, true},
+      {"t12_e3_k1_d16_f16_capacity0", 12, 3, 1, 16, 16, Choices::random, 0},
+      {"t300_e8_k4_d256_f160", 300, 8, 4, 256, 160},
+      {"t19_e5_k3_d13_f11_capacity4", 19, 5, 3, 13, 11, Choices::random, 4, false, Size::small, false},
+      {"t4096_e8_k2_d384_f640", 4096, 8, 2, 384, 640, Choices::random, -1, false, Size::bench},
+      {"t16384_e8_k2_d4096_f14336", 16384, 8, 2, 4096, 14336, Choices::random, -1, false, Size::large}};
+  for (ExpertRow& row : int8_rows) {
+    row.int8 = true;
+    const double forward = 6.0 * static_cast<double>(row.tokens * row.top_k * row.width * row.hidden);
+    cases.push_back({.name = "int8_training_expert_ffn/" + row.name,
+                     .op_class = OpClass::trained_in_codes,
+                     .work = {Work::Unit::flops, forward, 2 * forward},
+                     .dtypes = row.cuda ? std::vector{at::kBFloat16} : both_dtypes(),
+                     .size = row.size,
+                     .cuda = row.cuda,
+                     .make = [row] { return expert_example(row); }});
+  }
   for (const ExpertRow& row : rows) {
     const double forward = 6.0 * static_cast<double>(row.tokens * row.top_k * row.width * row.hidden);
     cases.push_back({.name = "expert_ffn/" + row.name,

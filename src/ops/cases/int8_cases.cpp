@@ -143,23 +143,26 @@ void add_int8_cases(CaseList& cases) {
                                   {256, 1408, 2048, Size::bench},
                                   {16, 4096, 4096, Size::bench},
                                   {4, 4096, 4096, Size::bench},
-                                  {1, 4096, 4096, Size::bench}}) {
+                                  {1, 4096, 4096, Size::bench},
+                                  {64, 4096, 4096, Size::bench},
+                                  {4096, 4096, 4096, Size::large}}) {
     cases.push_back({.name = concat("int8_linear/r", row.rows, "_n", row.n, "_k", row.k,
                                     row.one_scale ? "_one_scale" : "", row.bias ? "_bias" : ""),
                      .op_class = OpClass::product,
                      .work = {Work::Unit::flops, 2.0 * static_cast<double>(row.rows * row.n * row.k)},
                      .dtypes = both_dtypes(),
                      .size = row.size,
-                     .cuda = false,
                      .make = [row] { return int8_linear_example(row); }});
   }
-  const std::vector<Int8ExpertRow> rows{{"one_token_e8_k2_d16_f24", 1, 8, 2, 16, 24},
-                                        {"t19_e5_k3_d13_f11_capacity4", 19, 5, 3, 13, 11, 4},
-                                        {"t65_e8_k2_d40_f72", 65, 8, 2, 40, 72},
-                                        {"t64_e512_k4_d16_f8", 64, 512, 4, 16, 8},
-                                        {"t12_e3_k1_d8_f8_capacity0", 12, 3, 1, 8, 8, 0},
-                                        {"t2048_e8_k2_d128_f256", 2048, 8, 2, 128, 256, -1, Size::bench},
-                                        {"t4096_e8_k2_d384_f640", 4096, 8, 2, 384, 640, -1, Size::bench}};
+  const std::vector<Int8ExpertRow> rows{
+      {"one_token_e8_k2_d16_f24", 1, 8, 2, 16, 24},
+      {"t19_e5_k3_d13_f11_capacity4", 19, 5, 3, 13, 11, 4},
+      {"t65_e8_k2_d40_f72", 65, 8, 2, 40, 72},
+      {"t64_e512_k4_d16_f8", 64, 512, 4, 16, 8},
+      {"t12_e3_k1_d8_f8_capacity0", 12, 3, 1, 8, 8, 0},
+      {"t2048_e8_k2_d128_f256", 2048, 8, 2, 128, 256, -1, Size::bench},
+      {"t4096_e8_k2_d384_f640", 4096, 8, 2, 384, 640, -1, Size::bench},
+      {"t16384_e8_k2_d4096_f14336", 16384, 8, 2, 4096, 14336, -1, Size::large}};
   for (const Int8ExpertRow& row : rows) {
     const double forward = 6.0 * static_cast<double>(row.tokens * row.top_k * row.width * row.hidden);
     cases.push_back({.name = "int8_expert_ffn/" + row.name,
@@ -169,7 +172,6 @@ void add_int8_cases(CaseList& cases) {
                      .work = {Work::Unit::flops, forward},
                      .dtypes = both_dtypes(),
                      .size = row.size,
-                     .cuda = false,
                      .make = [row] { return int8_expert_example(row); }});
   }
 }

@@ -100,6 +100,8 @@ void add_product_cases(CaseList& cases) {
                         {2048, 384, 128, Size::bench},
                         {4096, 1152, 384, Size::bench},
                         {4096, 4096, 384, Size::bench},
+                        {64, 4096, 4096, Size::bench},
+                        {4096, 4096, 4096, Size::large},
                         {16384, 6144, 2048, Size::large}}) {
     const double forward = 2.0 * static_cast<double>(row.rows * row.n * row.k);
     cases.push_back({.name = concat("linear/r", row.rows, "_n", row.n, "_k", row.k),

@@ -1,0 +1,141 @@
+// The integer product on Hopper, one template for dense and grouped, from one row up: the persistent,
+// warp-specialised form of grouped_kernel.cuh with signed bytes (a stage has as many bytes, twice the depth)
+// and 32-bit sums. Besides that one's tiles it has tiles of 64 rows and few columns for few rows, pairs of
+// blocks that share an operand (`Share`, by multicast of the copy engine), since at twice the rate of bf16
+// the second-level cache limits tiles that are copied by each block alone, and activations of two digits: the
+// two 64-row parts of a warpgroup then are the two digits of the same rows. Rows are not gathered here: a
+// form that did was 10 to 25 % slower than this one, and copying codes is cheaper than that
+// (docs/benchmarks/gpu-kernel-notes.md).
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "kernels/api/int8_gemm.h"
+#include "kernels/cuda/geometry.h"
+#include "kernels/cuda/grouped_kernel.cuh"
+#include "kernels/cuda/grouped_tiles.h"
+#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/int8_tiles.h"
+#include "kernels/cuda/vector.cuh"
+
+namespace moebius::kernels::cuda {
+
+// What the kernel writes.
+enum class Int8Output : uint8_t { bf16, f32, sums };
+
+struct Int8KernelParams {
+  CUtensorMap a, b;  // bytes: (digits, rows, stride), (groups, padded n, padded k)
+  GroupedTiles tiles;
+  const int32_t* offsets;  // (G + 1); null: one group of num_rows
+  int32_t num_groups, num_rows;
+  int32_t sum;  // padded k
+  int32_t n, padded_n;
+  const float* a_scales;  // (digits, num_a_rows)
+  const float* b_scales;  // (G, padded n)
+  const float* bias;      // (G, n) or null
+  int32_t num_a_rows;
+  const int32_t* scale_index;  // the scale of row r is that of row scale_index[r] / divisor; null: of row r
+  FastDivisor divisor;
+  Int8Output output;
+  bool staged;    // bf16 without bias, rows of the outputs are multiples of 16 bytes, aligned
+  void* out;      // (R, n) of `output`'s type; with SwiGLU (R, n / 2)
+  void* gate_up;  // with SwiGLU: (R, n) bf16, or null
+};
+
+// A block is three warpgroups: one copies, two multiply (`PINGPONG`: each its own tile, in turns; else 64
+// rows each of one).
+template <int ROWS, int COLUMNS, bool PINGPONG, bool SWIGLU, int DIGITS = 1, Share SHARE = Share::none>
+struct Int8Kernel {
+  static constexpr int kRows = ROWS, kColumns = COLUMNS, kDepth = 128, kDigits = DIGITS;
+  static constexpr bool kPingpong = PINGPONG, kSwiglu = SWIGLU;
+  static constexpr Share kShare = SHARE;
+  static constexpr int kBlocks = SHARE == Share::none ? 1 : 2;  // of a cluster
+  static constexpr int kBytesA = ROWS * DIGITS * kDepth, kBytesB = COLUMNS * kDepth,
+                       kStageBytes = kBytesA + kBytesB;
+  static constexpr int kStagingBytes = 8 * 2048;  // a chunk of 16 rows of 128 bytes for each multiplying warp
+  static constexpr int kFit = (232448 - 1024 - kStagingBytes - 256 - 6144) / kStageBytes;
+  static constexpr int kStages = kFit < 16 ? kFit : 16;
+  static constexpr int kMaxGroups = 6144 / 4 - 2;
+  static constexpr int kSharedBytes = 1024 + kStages * kStageBytes + kStagingBytes + 256 + 6144;
+  static constexpr int kParts = PINGPONG ? ROWS * DIGITS / 64 : 1;  // of 64 rows, in a warpgroup
+  static constexpr int kThreads = 384;
+  static constexpr int kConsumerArrivals = (PINGPONG ? 4 : 8) * kBlocks;
+  // Bytes that the copy engine brings to a stage of one block, whichever block asked for them.
+  static constexpr int kCopied = kBytesA + kBytesB;
+  static_assert(PINGPONG ? (DIGITS == 1 || ROWS == 64) : (ROWS == 128 && DIGITS == 1));
+  static_assert(kStages >= 4);
+};
+
+template <class K>
+struct Int8Block {
+  const Int8KernelParams& p;
+  uint32_t stages, staging, full, empty;  // addresses in shared memory
+  const int32_t* starts;                  // (G + 1), shared
+  int32_t first, step, count;             // tiles of this block's cluster
+  int32_t rank;                           // in the cluster
+
+  __device__ __forceinline__ uint32_t stage_a(int stage) const { return stages + stage * K::kStageBytes; }
+  __device__ __forceinline__ uint32_t stage_b(int stage) const { return stage_a(stage) + K::kBytesA; }
+  __device__ __forceinline__ RowRange rows_of(int32_t group) const {
+    if (p.offsets == nullptr) return {0, p.num_rows};
+    return {__ldg(p.offsets + group), __ldg(p.offsets + group + 1)};
+  }
+  __device__ __forceinline__ int32_t depth() const { return (p.sum + K::kDepth - 1) / K::kDepth; }
+  // First row (in its group) and column of this block's part of a tile.
+  __device__ __forceinline__ int32_t row_of(const TilePlace& tile) const {
+    return K::kShare == Share::b ? (2 * tile.row_tile + rank) * K::kRows : tile.row_tile * K::kRows;
+  }
+  __device__ __forceinline__ int32_t column_of(const TilePlace& tile) const {
+    return K::kShare == Share::a ? (2 * tile.column_tile + rank) * K::kColumns
+                                 : tile.column_tile * K::kColumns;
+  }
+};
+
+// One stage through the copy engine. Of an operand that the cluster shares each block brings one half, to
+// both.
+template <class K>
+__device__ __forceinline__ void copy_int8_stage(const Int8Block<K>& b, int stage, uint32_t full, int32_t row,
+                                                int32_t group, int32_t column, int32_t depth) {
+  constexpr uint16_t kBoth = 3;
+  const uint32_t to_a = b.stage_a(stage), to_b = b.stage_b(stage);
+  if constexpr (K::kShare == Share::a) {
+    static_assert(K::kDigits == 1);
+    constexpr int kHalf = K::kRows / 2;
+    copy_box_to(to_a + b.rank * kHalf * K::kDepth, &b.p.a, full, depth, row + b.rank * kHalf, 0, kBoth);
+  } else {
+#pragma unroll
+    for (int digit = 0; digit < K::kDigits; ++digit)
+      copy_box(to_a + digit * K::kRows * K::kDepth, &b.p.a, full, depth, row, digit);
+  }
+  if constexpr (K::kShare == Share::b) {
+    constexpr int kHalf = K::kColumns / 2;
+    copy_box_to(to_b + b.rank * kHalf * K::kDepth, &b.p.b, full, depth, column + b.rank * kHalf, group,
+                kBoth);
+  } else {
+    copy_box(to_b, &b.p.b, full, depth, column, group);
+  }
+}
+
+// One warp, of which lane 0 starts the copies.
+template <class K>
+__device__ __forceinline__ void copy_int8_tiles(const Int8Block<K>& b, int lane) {
+  Ring<K> ring;
+  int32_t group = 0;
+  const int32_t depth = b.depth();
+  for (int32_t number = b.first; number < b.count; number += b.step) {
+    const TilePlace tile = tile_at(b.p.tiles, b.starts, number, group);
+    group = tile.group;
+    const int32_t row = b.rows_of(group).begin + b.row_of(tile), column = b.column_of(tile);
+    for (int32_t d = 0; d < depth; ++d, ring.next()) {
+      barrier_wait(b.empty + 8 * ring.stage, ring.parity ^ 1);
+      if (lane == 0) {
+        const uint32_t full = b.full + 8 * ring.stage;
+        barrier_expect(full, K::kCopied);
+        copy_int8_stage(b, ring.stage, full, row, group, column, d * K::kDepth);
+      }
+      __syncwarp();
+    }
+  }
+}
+
+}  // namespace moebius::kernels::cuda
