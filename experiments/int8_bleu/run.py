@@ -5,29 +5,43 @@ products gets back: docs/int8.md.
     experiments/int8_bleu/run.py DATA OUT [--form cpu|gpu] [--seeds 1,2,3] [--arms NAME,...] [--moebius PROGRAM]
 
 DATA is a folder with train.de, train.en and test files of Multi30k (test_2016_flickr.de ..., plain or .gz) or of
-Tatoeba (test.de, test.en). Nothing of it is copied into the repository; OUT gets texts, corpora, runs, table.json and
-table.md. Needs Python 3 alone; with the packages `sentencepiece` a joint vocabulary is trained (else bytes are the
-tokens), with `sacrebleu` and --bleu N the first N test sentences are translated and scored. What is there already
-is not made again, so the script can be stopped and started.
+Tatoeba (test.de, test.en). Nothing of it is copied into the repository; OUT gets texts, corpora, runs, rows.json and
+tables.md. Stages: `prepare` makes texts and corpora, and with the package `sentencepiece` a joint vocabulary (else
+bytes are the tokens); `run` needs OUT alone, so that it may be done on another machine; `score` makes the tables, with
+BLEU where the packages `sacrebleu` and `numpy` are there. What is there already is not made again, so that the
+script can be stopped and started. Trainings and evaluations run side by side, --jobs at a time, on all GPUs.
 """
 import argparse
+import concurrent.futures
 import gzip
 import json
 import math
+import os
 import pathlib
-import random
+import queue
 import shlex
+import shutil
 import subprocess
 import sys
+import threading
 import time
+
+from tables import write_tables
 
 FORMS = {
     # Minutes on two CPU cores: shows that everything works, and the order of the arms in cross-entropy.
     "cpu": dict(vocab=2000, layers=4, dim=128, heads=4, experts=8, expert_dim=128, sequence=256, batch=8, steps=400,
                 lr=3e-3, extra_steps=40, extra_lr=3e-4, device="cpu", precision="fp32"),
-    # About 23 M parameters, as in the issue; hours of a GPU for 14 seeds.
-    "gpu": dict(vocab=8000, layers=6, dim=256, heads=4, experts=8, expert_dim=512, sequence=512, batch=16, steps=5000,
-                lr=1e-3, extra_steps=500, extra_lr=1e-4, device="cuda", precision="bf16"),
+    # About 23 M parameters, as in the issue.
+    "gpu": dict(vocab=8000, layers=6, dim=256, heads=4, experts=8, expert_dim=512, sequence=512, batch=16, steps=1500,
+                lr=1e-3, extra_steps=300, extra_lr=1e-4, device="cuda", precision="bf16"),
+    # A student: an eighth of the size, trained for longer.
+    "student": dict(vocab=8000, layers=3, dim=128, heads=4, experts=8, expert_dim=128, sequence=512, batch=16,
+                    steps=3000, lr=3e-3, extra_steps=300, extra_lr=3e-4, device="cuda", precision="bf16"),
+    # Weights and activations that grow outliers: a high rate, no norm of queries and keys, no weight decay.
+    "outliers": dict(vocab=8000, layers=6, dim=256, heads=4, experts=8, expert_dim=512, sequence=512, batch=16,
+                     steps=3000, lr=4e-3, extra_steps=300, extra_lr=2e-4, device="cuda", precision="bf16",
+                     qk_norm="none", weight_decay=0.0),
 }
 
 # One scale per weight and one remembered scale for activations; a scale per output channel and per token.
@@ -58,6 +72,11 @@ def arms():
     }
 
 
+# Both in floats, with the same extra steps; the second sees other batches: how far two equal runs lie apart.
+CONTROLS = {"F1-control": 1000, "F2-control-again": 2000}
+BEAM_ARMS = ("F1-control", "P1-naive", "P2-channel-token", "Q2-learned", "Q3-noise-0.5", "Q4-ste")
+
+
 def read_lines(path):
     opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
     with opened as file:
@@ -71,8 +90,9 @@ class Task:
         self.folder = folder
         is_multi30k = self.find("test_2016_flickr.de", must=False) is not None
         self.source, self.target = ("en", "de") if is_multi30k else ("de", "en")
-        self.tests = ["test_2016_flickr", "test_2017_flickr", "test_2018_flickr", "test_2017_mscoco"]
-        self.tests = [test for test in self.tests if self.find(test + ".de", must=False)] if is_multi30k else ["test"]
+        tests = ["test_2016_flickr", "test_2017_flickr", "test_2018_flickr", "test_2017_mscoco"]
+        self.tests = [test for test in tests if self.find(test + ".de", must=False)] if is_multi30k else ["test"]
+        self.valid = "val" if is_multi30k else "valid"
 
     def find(self, name, must=True):
         for candidate in (self.folder / name, self.folder / (name + ".gz")):
@@ -89,57 +109,100 @@ class Task:
         return list(zip(source, target))
 
 
+def prepare(arguments, program):
+    """Texts, vocabulary and corpora in OUT."""
+    out, task = arguments.out, Task(arguments.data)
+    parts = {"train": task.pairs("train"), "valid": task.pairs(task.valid),
+             "test": [pair for part in task.tests for pair in task.pairs(part)]}
+    separator, tokenizer = "\t", "bytes"
+    try:
+        import sentencepiece
+    except ImportError:
+        print("no package sentencepiece: bytes are the tokens", flush=True)
+    else:
+        separator, tokenizer = "<sep>", str(out / "joint.model")
+        if not (out / "joint.model").exists():
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=(side for pair in parts["train"] for side in pair),
+                model_prefix=str(out / "joint"), vocab_size=FORMS[arguments.form]["vocab"], model_type="bpe",
+                character_coverage=1.0, byte_fallback=True, user_defined_symbols=[separator], minloglevel=2)
+    # A byte model needs the separator behind the target too, to know where to stop; the space makes the target's
+    # first piece one that begins a word.
+    end = separator if tokenizer == "bytes" else ""
+    begin = "" if tokenizer == "bytes" else " "
+    for name, pairs in parts.items():
+        if (out / f"{name}.idx").exists():
+            continue
+        text = out / f"{name}.txt"
+        text.write_text("".join(f"{source}{separator}{begin}{target}{end}\n" for source, target in pairs),
+                        encoding="utf-8")
+        program("data", "build", text, "--per-line", "--tokenizer", tokenizer, "--out", out / name)
+    tests = parts["test"][:arguments.test_pairs or None]
+    (out / "prompts.txt").write_text("".join(source + separator + "\n" for source, _ in tests), encoding="utf-8")
+    (out / "references.txt").write_text("".join(target + "\n" for _, target in tests), encoding="utf-8")
+    (out / "prepared.json").write_text(json.dumps(
+        dict(separator=separator, tokenizer=pathlib.Path(tokenizer).name, pairs=len(tests))) + "\n")
+
+
+class Programs:
+    """Runs the program on the next free GPU; at most --jobs at a time."""
+
+    def __init__(self, arguments, device):
+        self.arguments = arguments
+        self.slots = queue.Queue()
+        gpus = gpu_names() if device == "cuda" else [""]
+        for slot in range(arguments.jobs * len(gpus)):
+            self.slots.put(gpus[slot % len(gpus)])
+        self.workers = self.slots.qsize()
+        self.begin = time.time()
+        self.lock = threading.Lock()
+        self.log = []
+
+    def out_of_time(self):
+        return self.arguments.seconds > 0 and time.time() - self.begin > self.arguments.seconds
+
+    def __call__(self, *words, name=""):
+        command = shlex.split(self.arguments.run_with) + [str(self.arguments.moebius), *map(str, words)]
+        gpu = self.slots.get()
+        begin = time.time()
+        try:
+            environment = dict(os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}))
+            result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        finally:
+            self.slots.put(gpu)
+        seconds = time.time() - begin
+        if result.returncode != 0:
+            raise RuntimeError(f"{shlex.join(command)}\nended with {result.returncode}:\n"
+                               f"{(result.stderr or result.stdout)[-2000:]}")
+        if name:
+            with self.lock:
+                self.log.append(dict(name=name, gpu=gpu, begin=round(begin - self.begin, 1), seconds=round(seconds, 1)))
+            print(f"{time.time() - self.begin:7.1f} s  {name}: {seconds:.1f} s", flush=True)
+        return result.stdout
+
+
+def gpu_names():
+    if os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ["0"]
+    return [str(i) for i, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU"))] or ["0"]
+
+
 class Experiment:
-    def __init__(self, arguments):
+    def __init__(self, arguments, program):
+        self.arguments, self.program, self.out = arguments, program, arguments.out
         self.form = dict(FORMS[arguments.form])
         for name in ("steps", "extra_steps"):
             if getattr(arguments, name) is not None:
                 self.form[name] = getattr(arguments, name)
-        self.arguments = arguments
-        self.out = arguments.out.resolve()
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.task = Task(arguments.data)
-        self.test_pairs = [pair for part in self.task.tests for pair in self.task.pairs(part)]
-        self.separator, self.tokenizer = "\t", "bytes"
-        self.seconds = {}
+        tokenizer = json.loads((self.out / "prepared.json").read_text())["tokenizer"]
+        self.tokenizer = "bytes" if tokenizer == "bytes" else str(self.out / tokenizer)
 
-    def moebius(self, *words, name=None):
-        command = shlex.split(self.arguments.run_with) + [str(self.arguments.moebius), *map(str, words)]
-        begin = time.time()
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            sys.exit(f"{shlex.join(command)}\nended with {result.returncode}:\n{result.stderr or result.stdout}")
-        if name:
-            self.seconds[name] = round(time.time() - begin, 1)
-        return result.stdout
-
-    # Text -----------------------------------------------------------------------------------------------------------
-
-    def document(self, pair):
-        # The separator ends the target too, so that a byte model knows where to stop.
-        return f"{pair[0]}{self.separator}{pair[1]}" + (self.separator if self.tokenizer == "bytes" else "")
-
-    def prepare(self):
-        train = self.task.pairs("train")
-        try:
-            import sentencepiece
-        except ImportError:
-            print("no package sentencepiece: bytes are the tokens", flush=True)
-        else:
-            self.separator, self.tokenizer = "<sep>", self.out / "joint.model"
-            if not self.tokenizer.exists():
-                sentencepiece.SentencePieceTrainer.train(
-                    sentence_iterator=(side for pair in train for side in pair), model_prefix=str(self.out / "joint"),
-                    vocab_size=self.form["vocab"], model_type="bpe", character_coverage=1.0, byte_fallback=True,
-                    user_defined_symbols=[self.separator], minloglevel=2)
-        for name, pairs in (("train", train), ("test", self.test_pairs)):
-            if (self.out / f"{name}.idx").exists():
-                continue
-            text = self.out / f"{name}.txt"
-            text.write_text("".join(self.document(pair) + "\n" for pair in pairs), encoding="utf-8")
-            self.moebius("data", "build", text, "--per-line", "--tokenizer", self.tokenizer, "--out", self.out / name)
-
-    # Runs -----------------------------------------------------------------------------------------------------------
+    def folder(self, seed):
+        return self.out / f"{self.arguments.form}-{seed}"
 
     def config(self, seed, extra):
         form, quoted = self.form, json.dumps
@@ -148,7 +211,7 @@ layers = {form["layers"]}
 dim = {form["dim"]}
 heads = {form["heads"]}
 kv_heads = {form["heads"]}
-qk_norm = "head"
+qk_norm = {quoted(form.get("qk_norm", "head"))}
 tied_embeddings = true
 [model.moe]
 experts = {form["experts"]}
@@ -158,58 +221,113 @@ balance.bias_rate = 0.005
 balance.aux_loss = 0.0
 [data]
 files = [{quoted(str(self.out / "train.idx"))}]
-tokenizer = {quoted(str(self.tokenizer))}
-validation_file = {quoted(str(self.out / "test.idx"))}
+tokenizer = {quoted(self.tokenizer)}
+validation_file = {quoted(str(self.out / "valid.idx"))}
 [train]
 steps = {form["extra_steps"] if extra else form["steps"]}
-seed = {seed + (1000 if extra else 0)}
+seed = {seed + extra}
 sequence = {form["sequence"]}
 batch = {form["batch"]}
 precision = {quoted(form["precision"])}
 sample_tokens = 0
+eval_every = {0 if extra else max(form["steps"] // 6, 1)}
 [optimizer]
 lr = {form["extra_lr"] if extra else form["lr"]}
+weight_decay = {form.get("weight_decay", 0.1)}
 [schedule]
 kind = "wsd"
-warmup_steps = {form["extra_steps"] // 10 if extra else 50}
+warmup_steps = {max(form["extra_steps"] // 10, 1) if extra else min(50, max(form["steps"] // 10, 1))}
 decay_fraction = 0.5
 """
-        path = self.out / f"{'extra' if extra else 'float'}-{seed}.toml"
+        path = self.folder(seed) / f"config-{extra}.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         return path
 
-    def train(self, seed, name, extra, settings=()):
-        run = self.out / f"runs-{seed}" / name
+    def train(self, seed, name, extra=0, settings=()):
+        run = self.folder(seed) / name
         if (run / "summary.json").exists():
             return run
         words = ["train", self.config(seed, extra), "--run", run, "--device", self.form["device"], "--overwrite"]
+        if self.arguments.threads:
+            words += ["--threads", self.arguments.threads]
         if extra:
-            words += ["--set", f"train.initial_weights={self.out / f'runs-{seed}' / 'float'}"]
-        self.moebius(*words, *settings, name=f"{seed}/{name}")
+            words += ["--set", f"train.initial_weights={self.folder(seed) / 'float'}"]
+        self.program(*words, *settings, name=f"train {seed} {name}")
         return run
 
-    def evaluate(self, run, name, settings=()):
-        """What `moebius eval` says, and the loss of each sentence pair."""
-        parts, result = run.parent / f"{name}.parts.jsonl", run.parent / f"{name}.json"
-        if not result.exists():
-            words = ["eval", run, "--data", self.out / "test.idx", "--device", self.form["device"], "--json", "--parts",
-                     parts, *settings]
-            if any("activation_scale=tensor" in word for word in settings):
-                words += ["--calibrate", self.out / "train.idx"]
-            result.write_text(self.moebius(*words))
-        return json.loads(result.read_text()), [json.loads(line) for line in parts.read_text().splitlines()]
+    def evaluate(self, seed, run, name, beams, settings=()):
+        """What `moebius eval` says, the loss of each sentence pair (NAME.parts) and translations (NAME.text.*)."""
+        stem = self.folder(seed) / name
+        result = stem.parent / f"{name}.json"
+        if result.exists():
+            return
+        words = ["eval", run, "--data", self.out / "test.idx", "--device", self.form["device"], "--json", "--parts",
+                 f"{stem}.parts", *settings]
+        if self.arguments.threads:
+            words += ["--threads", self.arguments.threads]
+        if self.arguments.translate:
+            words += ["--prompts", self.out / "prompts.txt", "--continuations", f"{stem}.text", "--tokens", 80,
+                      "--beams", ",".join(map(str, beams))]
+        if any("activation_scale=tensor" in word for word in settings):
+            words += ["--calibrate", self.out / "train.idx"]
+        said = self.program(*words, name=f"eval {seed} {name}")
+        result.write_text(said)
 
-    def translate(self, run, name):
-        """Greedy translations of the first test sentences by the run as it was trained."""
-        path = run.parent / f"{name}.hyp"
-        if not path.exists():
-            lines = []
-            for source, _ in self.test_pairs[:self.arguments.bleu]:
-                text = self.moebius("generate", run, "--prompt", source + self.separator, "--temperature", 0, "--tokens",
-                                    120, "--device", self.form["device"])
-                lines.append(text[len(source) + len(self.separator):].split("\n")[0].split(self.separator)[0].strip())
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return path.read_text(encoding="utf-8").splitlines()
+    def beams(self, arm):
+        return (1, 4) if self.arguments.beam and arm in BEAM_ARMS else (1,)
+
+    def arm(self, seed, name, bits):
+        trains, settings, _ = arms()[name]
+        label, words = f"{name}-{bits}", settings_of(settings, bits)
+        if (self.folder(seed) / f"{label}.json").exists():
+            return
+        control = self.folder(seed) / "F1-control"
+        run = self.train(seed, label, 1000, words) if trains else control
+        self.evaluate(seed, run, label, self.beams(name), () if trains else words)
+        if trains and not self.arguments.keep:
+            shutil.rmtree(run)
+
+    def wanted(self):
+        """(arm, bits) in the order of their worth."""
+        for bits in self.arguments.bits:
+            for name in self.arguments.arms or arms():
+                # Nothing is clipped at 8 bits; some arms say nothing new at 6.
+                if bits == 8 and "mse" in name or bits == 6 and name in ("P0-one-scale", "Q3-noise-0.25", "Q3-noise-1"):
+                    continue
+                yield name, bits
+
+    def begin_seed(self, seed):
+        self.train(seed, "float")
+        self.evaluate(seed, self.folder(seed) / "float", "F0-float", (1,))
+        for name, extra in CONTROLS.items():
+            self.evaluate(seed, self.train(seed, name, extra), name, self.beams(name))
+
+    def run(self):
+        """Every seed's float model and controls first, then the arms of all seeds."""
+        failures = []
+
+        def guarded(work, *words):
+            if self.program.out_of_time():
+                failures.append(f"not begun, time is over: {words}")
+                return
+            try:
+                work(*words)
+            except Exception as error:  # the others go on
+                failures.append(f"{words}: {error}")
+                print(f"FAILED {words}: {error}", flush=True)
+
+        with concurrent.futures.ThreadPoolExecutor(self.program.workers) as pool:
+            begun = {seed: pool.submit(guarded, self.begin_seed, seed) for seed in self.arguments.seeds}
+            for seed in begun:
+                begun[seed].result()
+            done = [pool.submit(guarded, self.arm, seed, name, bits) for name, bits in self.wanted()
+                    for seed in self.arguments.seeds if (self.folder(seed) / "F1-control.json").exists()]
+            concurrent.futures.wait(done)
+        (self.out / f"{self.arguments.form}.log.json").write_text(json.dumps(
+            dict(form=self.form, jobs=self.program.workers, seconds=round(time.time() - self.program.begin, 1),
+                 calls=self.program.log, failures=failures), indent=1) + "\n")
+        return failures
 
 
 def settings_of(settings, bits):
@@ -219,109 +337,47 @@ def settings_of(settings, bits):
     return words
 
 
-def paired(parts, others):
-    """Difference of mean losses per token and its standard error over the documents (ratio estimate)."""
-    assert [part["tokens"] for part in parts] == [part["tokens"] for part in others]
-    sums, counts = [a["loss"] - b["loss"] for a, b in zip(parts, others)], [part["tokens"] for part in parts]
-    mean, n = sum(sums) / sum(counts), len(sums)
-    squares = sum((s - c * mean) ** 2 for s, c in zip(sums, counts))
-    return mean, math.sqrt(squares * n / (n - 1)) / sum(counts)
-
-
-def bleu(hypotheses, references, against, resamples=1000):
-    """BLEU, and the share of paired resamples in which it is not below `against` (paired bootstrap, Koehn 2004)."""
-    import sacrebleu
-    score = lambda lines, chosen: sacrebleu.corpus_bleu([lines[i] for i in chosen],
-                                                        [[references[i] for i in chosen]]).score
-    everything, draw = range(len(references)), random.Random(1)
-    wins = sum(score(hypotheses, chosen) >= score(against, chosen)
-               for chosen in ([draw.choice(everything) for _ in everything] for _ in range(resamples)))
-    return score(hypotheses, everything), wins / resamples
-
-
-def run_seed(experiment, seed, rows):
-    arguments = experiment.arguments
-    print(f"seed {seed}: float model", flush=True)
-    experiment.train(seed, "float", extra=False)
-    control = experiment.train(seed, "control", extra=True)
-    reference = experiment.evaluate(experiment.out / f"runs-{seed}" / "float", "float")
-    base = experiment.evaluate(control, "control")
-    if arguments.bleu:
-        base_text = experiment.translate(control, "control")
-        targets = [target for _, target in experiment.test_pairs[:arguments.bleu]]
-    for name, (result, parts) in (("F0-float", reference), ("F1-control", base)):
-        difference, error = paired(parts, base[1])
-        rows.append(dict(seed=seed, arm=name, bits=0, loss=result["loss"], difference=difference, error=error))
-    for bits in arguments.bits:
-        for name, (trains, settings, _) in arms().items():
-            if arguments.arms and name not in arguments.arms:
-                continue
-            if bits == 8 and "mse" in name:
-                continue
-            label, words = f"{name}-{bits}", settings_of(settings, bits)
-            print(f"seed {seed}: {label}", flush=True)
-            run = experiment.train(seed, label, extra=True, settings=words) if trains else control
-            result, parts = experiment.evaluate(run, label, () if trains else words)
-            difference, error = paired(parts, base[1])
-            row = dict(seed=seed, arm=name, bits=bits, loss=result["loss"], difference=difference, error=error,
-                       **{key: value for key, value in result["quantised"].items() if key != "difference_error"
-                          and key != "difference"})
-            if arguments.bleu and trains:
-                row["bleu"], row["not_below_control"] = bleu(experiment.translate(run, label), targets, base_text)
-            rows.append(row)
-            write_tables(experiment, rows)
-    write_tables(experiment, rows)
-
-
-def write_tables(experiment, rows):
-    """table.json with every row, table.md with the mean over the seeds."""
-    form = {key: value for key, value in experiment.form.items()}
-    (experiment.out / "table.json").write_text(json.dumps(
-        dict(form=form, tokenizer="bytes" if experiment.tokenizer == "bytes" else "sentencepiece",
-             test_pairs=len(experiment.test_pairs), seconds=experiment.seconds, rows=rows), indent=2) + "\n")
-    what = {name: text for name, (_, _, text) in arms().items()}
-    what.update({"F0-float": "before the extra steps", "F1-control": "the same extra steps in floats"})
-    lines = ["| bits | arm | loss, nats/token | against control | standard error | same token | other experts | what |",
-             "|---|---|---|---|---|---|---|---|"]
-    groups = {}
-    for row in rows:
-        groups.setdefault((row["bits"], row["arm"]), []).append(row)
-    mean = lambda group, key: sum(row[key] for row in group) / len(group)
-    for (bits, arm), group in groups.items():
-        share = lambda key: f"{100 * mean(group, key):.2f} %" if key in group[0] else ""
-        # Over seeds where there are several, else over the sentence pairs of the one.
-        n = len(group)
-        center = mean(group, "difference")
-        spread = math.sqrt(sum((row["difference"] - center) ** 2 for row in group) / (n - 1) / n) if n > 1 \
-            else group[0]["error"]
-        lines.append(f"| {bits or 'float'} | {arm} | {mean(group, 'loss'):.4f} | {center:+.4f} | {spread:.4f} | "
-                     f"{share('same_token')} | {share('flipped_decisions')} | {what[arm]} |")
-    (experiment.out / "table.md").write_text("\n".join(lines) + "\n")
-
-
 def main():
+    numbers = lambda text: [int(number) for number in text.split(",")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--stage", choices=("all", "prepare", "run", "score"), default="all")
     parser.add_argument("--form", choices=FORMS, default="cpu")
-    parser.add_argument("--seeds", default="1", type=lambda text: [int(seed) for seed in text.split(",")])
-    parser.add_argument("--bits", default="8,4", type=lambda text: [int(bits) for bits in text.split(",")])
+    parser.add_argument("--seeds", default="1", type=numbers)
+    parser.add_argument("--bits", default="8,4", type=numbers)
     parser.add_argument("--arms", default="", type=lambda text: [arm for arm in text.split(",") if arm])
     parser.add_argument("--steps", type=int, help="of the float model, instead of the form's")
     parser.add_argument("--extra-steps", type=int, help="of every trained arm and of the control")
-    parser.add_argument("--bleu", type=int, default=0, metavar="N", help="translate the first N test sentences")
+    parser.add_argument("--no-translate", dest="translate", action="store_false", help="cross-entropy alone")
+    parser.add_argument("--beam", action="store_true", help="also a beam of 4 for " + ", ".join(BEAM_ARMS))
+    parser.add_argument("--test-pairs", type=int, default=0, help="translate only the first; all by default")
+    parser.add_argument("--jobs", type=int, default=1, help="programs at a time, for each GPU")
+    parser.add_argument("--threads", type=int, default=0, help="of each program")
+    parser.add_argument("--seconds", type=float, default=0, help="nothing is begun later than this")
+    parser.add_argument("--keep", action="store_true", help="keep the runs of trained arms")
     parser.add_argument("--moebius", default=pathlib.Path(__file__).resolve().parents[2] / "moebius", type=pathlib.Path)
     parser.add_argument("--run-with", default="", help="put in front of every call of the program: 'nice -n 10'")
     arguments = parser.parse_args()
     unknown = [arm for arm in arguments.arms if arm not in arms()]
     if unknown:
         parser.error(f"--arms: unknown {', '.join(unknown)}; there are {', '.join(arms())}")
-    experiment = Experiment(arguments)
-    experiment.prepare()
-    rows = []
-    for seed in arguments.seeds:
-        run_seed(experiment, seed, rows)
-    print((experiment.out / "table.md").read_text())
+    arguments.out = arguments.out.resolve()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    program = Programs(arguments, FORMS[arguments.form]["device"])
+    if arguments.stage in ("all", "prepare") and not (arguments.out / "prepared.json").exists():
+        prepare(arguments, program)
+    failures = []
+    if arguments.stage in ("all", "run"):
+        failures = Experiment(arguments, program).run()
+    if arguments.stage in ("all", "score"):
+        what = {name: text for name, (_, _, text) in arms().items()}
+        what.update({"F0-float": "before the extra steps", "F1-control": "the same extra steps in floats",
+                     "F2-control-again": "the same with other batches"})
+        print(write_tables(arguments.out, arguments.form, what))
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    sys.exit(1 if failures else 0)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@
 #include "train/evaluate.h"
 #include "train/model_files.h"
 #include "train/quantised_evaluation.h"
+#include "train/sample.h"
 
 namespace moebius::cli {
 namespace {
@@ -24,7 +25,10 @@ namespace {
 namespace fs = std::filesystem;
 
 struct EvalArguments {
-  std::string path, file, device = "auto", calibration, parts;
+  std::string path, file, device = "auto", calibration, parts, likeliest;
+  std::string prompts, continuations;
+  std::vector<int64_t> beams = {1};
+  int64_t tokens = 100;
   std::vector<std::string> overrides;
   int64_t batches = 0;
   int threads = 0;
@@ -74,6 +78,17 @@ void write_parts(const std::string& path, const std::vector<train::PartLoss>& pa
   write_file_atomic(path, text);
 }
 
+// The likeliest token for each target, one id a line.
+void write_tokens(const std::string& path, const std::vector<at::Tensor>& batches) {
+  std::string text;
+  for (const at::Tensor& ids_T : batches) {
+    if (!ids_T.defined()) continue;
+    const auto* const ids = ids_T.const_data_ptr<int32_t>();
+    for (int64_t i = 0; i < ids_T.numel(); ++i) text += std::to_string(ids[i]) + "\n";
+  }
+  write_file_atomic(path, text);
+}
+
 nlohmann::ordered_json json_of(const train::QuantisedEvaluation& evaluation) {
   nlohmann::ordered_json json;
   json["float_loss"] = *evaluation.quantised.float_loss;
@@ -87,6 +102,21 @@ nlohmann::ordered_json json_of(const train::QuantisedEvaluation& evaluation) {
   return json;
 }
 
+// The continuations of every line, a file for each width of the beam.
+void write_continuations(const EvalArguments& arguments, const train::LoadedModel& model) {
+  nn::BatchGenerateOptions options;
+  options.max_tokens = arguments.tokens;
+  options.end_ids = train::carried_end_ids(model.run_dir(), model.config.model.vocab);
+  const std::string prompts = read_file(arguments.prompts);
+  for (const int64_t beams : arguments.beams) {
+    options.beams = beams;
+    std::string text;
+    for (const std::string& line : train::continue_lines(*model.decoder, *model.tokenizer, prompts, options))
+      text += line + "\n";
+    write_file_atomic(arguments.continuations + "." + std::to_string(beams), text);
+  }
+}
+
 void run_eval(const EvalArguments& arguments) {
   ops::load_cuda_plugin();
   if (arguments.threads > 0) set_num_threads(arguments.threads);
@@ -98,6 +128,7 @@ void run_eval(const EvalArguments& arguments) {
   data::ValidationSet set(parts_of(arguments, model), model.tokenizer, model.config.model.vocab,
                           section.sequence, section.micro_batch > 0 ? section.micro_batch : section.batch);
   std::vector<train::PartLoss> parts;
+  std::vector<at::Tensor> tokens;
   std::optional<train::QuantisedEvaluation> quantised;
   train::Evaluation result;
   if (model.quantisation) {
@@ -105,12 +136,16 @@ void run_eval(const EvalArguments& arguments) {
     quantised = train::evaluate_quantised(*model.decoder, *model.quantisation, set, arguments.batches);
     result = quantised->quantised;
     parts = quantised->parts;
+    tokens = quantised->tokens;
   } else {
     train::EvaluationDetails details;
     details.parts = arguments.parts.empty() ? nullptr : &parts;
+    details.likeliest_tokens = arguments.likeliest.empty() ? nullptr : &tokens;
     result = train::evaluate(*model.decoder, set, arguments.batches, nullptr, details);
   }
   if (!arguments.parts.empty()) write_parts(arguments.parts, parts);
+  if (!arguments.likeliest.empty()) write_tokens(arguments.likeliest, tokens);
+  if (!arguments.prompts.empty()) write_continuations(arguments, model);
   if (arguments.json) {
     nlohmann::ordered_json json;
     json["checkpoint"] = model.checkpoint.string();
@@ -164,6 +199,27 @@ void add_eval_command(CLI::App& app) {
                       "Text that ranges of activations are taken from (default: the evaluated one)");
   command->add_option("--parts", arguments->parts,
                       "Write the loss of each document, or of its part in a window, as JSON lines");
+  command->add_option("--likeliest", arguments->likeliest,
+                      "Write the likeliest token for each target, one id a line");
+  CLI::Option* prompts =
+      command
+          ->add_option("--prompts", arguments->prompts,
+                       "Also continue each line of this file by its likeliest tokens (as generate --prompts)")
+          ->check(CLI::ExistingFile);
+  prompts->needs(command
+                     ->add_option("--continuations", arguments->continuations,
+                                  "With --prompts: the lines' continuations go to this name, a dot and the "
+                                  "width of the beam")
+                     ->needs(prompts));
+  command
+      ->add_option("--beams", arguments->beams, "With --prompts: widths of the beam, such as 1,4; 1: greedy")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 64))
+      ->needs(prompts);
+  command->add_option("--tokens", arguments->tokens, "With --prompts: tokens of a continuation, at most")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber)
+      ->needs(prompts);
   command->add_flag("--json", arguments->json, "Print JSON");
   command->callback([arguments] { run_eval(*arguments); });
 }

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -16,6 +17,7 @@
 #include "base/parallel.h"
 #include "base/units.h"
 #include "data/chat_template.h"
+#include "nn/batch_generation.h"
 #include "ops/device.h"
 #include "train/model_files.h"
 #include "train/sample.h"
@@ -26,7 +28,9 @@ namespace {
 struct GenerateArguments {
   std::string path, prompt = "\n", prompt_file, device = "auto";
   std::string chat, system;
+  std::string prompts, out;
   train::SampleOptions options;
+  nn::BatchGenerateOptions batch;
   bool no_cache = false, stats = false;
   int threads = 0;
 };
@@ -46,6 +50,27 @@ std::string chat_prompt(const GenerateArguments& arguments, const train::LoadedM
   return chat->render_chat(messages, std::time(nullptr));
 }
 
+// Continues every line of a file, one line out for each.
+void run_lines(const GenerateArguments& arguments, const train::LoadedModel& model) {
+  nn::BatchGenerateOptions options = arguments.batch;
+  options.max_tokens = arguments.options.generate.max_tokens;
+  options.end_ids = train::carried_end_ids(model.run_dir(), model.config.model.vocab);
+  const double begin = steady_seconds();
+  const std::vector<std::string> texts =
+      train::continue_lines(*model.decoder, *model.tokenizer, read_file(arguments.prompts), options);
+  std::string all;
+  for (const std::string& text : texts) all += text + "\n";
+  if (arguments.out.empty()) {
+    std::cout << all << std::flush;
+  } else {
+    write_file_atomic(arguments.out, all);
+  }
+  const double seconds = steady_seconds() - begin;
+  if (arguments.stats)
+    std::fprintf(stderr, "%zu lines in %s, %s\n", texts.size(), format_duration(seconds).c_str(),
+                 format_rate(static_cast<double>(texts.size()) / seconds, "lines").c_str());
+}
+
 void run_generate(const GenerateArguments& arguments) {
   ops::load_cuda_plugin();
   if (arguments.threads > 0) set_num_threads(arguments.threads);
@@ -54,6 +79,7 @@ void run_generate(const GenerateArguments& arguments) {
   if (!model.tokenizer)
     throw_user_error(arguments.path,
                      " was trained on synthetic tokens; it has no tokenizer to write text with");
+  if (!arguments.prompts.empty()) return run_lines(arguments, model);
   train::SampleOptions options = arguments.options;
   options.prompt = arguments.prompt_file.empty() ? arguments.prompt : read_file(arguments.prompt_file);
   if (!arguments.chat.empty()) options.prompt = chat_prompt(arguments, model);
@@ -95,6 +121,22 @@ void add_generate_command(CLI::App& app) {
                                        "What a user says; the model's chat template makes the prompt of it")
                           ->excludes(prompt)
                           ->excludes("--prompt-file");
+  CLI::Option* prompts =
+      command
+          ->add_option(
+              "--prompts", arguments->prompts,
+              "Continue each line of this file by its likeliest tokens, many lines at a time; one line "
+              "out for each")
+          ->check(CLI::ExistingFile)
+          ->excludes(prompt)
+          ->excludes("--prompt-file")
+          ->excludes(chat);
+  command->add_option("--beams", arguments->batch.beams, "With --prompts: width of the beam; 1: greedy")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 64))
+      ->needs(prompts);
+  command->add_option("--out", arguments->out, "With --prompts: write the lines to this file")
+      ->needs(prompts);
   command->add_option("--system", arguments->system, "With --chat: the system message")->needs(chat);
   command->add_option("--tokens", generate.max_tokens, "Tokens to write, at most")
       ->capture_default_str()

@@ -2,12 +2,14 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 
 #include "config/validate.h"
 #include "moe/moe_feed_forward.h"
 #include "moe/test_model.h"
+#include "nn/batch_generation.h"
 #include "nn/generation.h"
 #include "nn/layer_check.h"
 #include "nn/multi_token.h"
@@ -203,6 +205,61 @@ TEST(ModelForms, generation_with_a_cache_gives_the_same_tokens) {
     }
     EXPECT_EQ(texts[0].size(), 16u);
     EXPECT_EQ(texts[0], texts[1]);
+  }
+}
+
+TEST(ModelForms, many_sequences_at_once_are_continued_as_each_alone) {
+  const auto decoder = make(test_model());
+  const std::vector<std::vector<int64_t>> prompts = {{3, 14, 15, 9, 2, 6}, {5}, {3, 5, 8, 9}, {7, 9}};
+  std::vector<std::vector<int64_t>> alone(prompts.size());
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    nn::GenerateOptions options;
+    options.sampling.temperature = 0;
+    options.max_tokens = 8;
+    nn::generate(*decoder, prompts[i], options, [&](int64_t token) {
+      alone[i].push_back(token);
+      return true;
+    });
+  }
+  nn::BatchGenerateOptions options;
+  options.max_tokens = 8;
+  options.pass_tokens = 15;  // several passes for a token
+  EXPECT_EQ(nn::continue_all(*decoder, prompts, options), alone);
+  // The end is not part of a continuation.
+  const int64_t end = alone[0][4];
+  options.end_ids = {end};
+  const auto ended = nn::continue_all(*decoder, prompts, options);
+  for (size_t i = 0; i < prompts.size(); ++i)
+    EXPECT_EQ(ended[i], std::vector<int64_t>(alone[i].begin(), std::ranges::find(alone[i], end))) << i;
+}
+
+TEST(ModelForms, a_wide_beam_finds_the_likeliest_continuation) {
+  const auto decoder = make(test_model());
+  const int64_t vocab = decoder->config().vocab;
+  const at::NoGradGuard no_grad;
+  const auto log_p = [&](const std::vector<int64_t>& tokens) {
+    nn::KvCache cache = decoder->make_cache(8);
+    return at::log_softmax(decoder->next_logits(at::tensor(tokens), cache), 0);
+  };
+  const std::vector<std::vector<int64_t>> prompts = {{3, 14, 15}, {9}};
+  nn::BatchGenerateOptions options;
+  options.beams = vocab;
+  options.max_tokens = 2;
+  const auto found = nn::continue_all(*decoder, prompts, options);
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    const at::Tensor first_V = log_p(prompts[i]);
+    double best = -INFINITY;
+    std::vector<int64_t> likeliest;
+    for (int64_t token = 0; token < vocab; ++token) {
+      std::vector<int64_t> longer = prompts[i];
+      longer.push_back(token);
+      const auto [p, id] = log_p(longer).max(0);
+      const double score = first_V[token].item<double>() + p.item<double>();
+      if (score <= best) continue;
+      best = score;
+      likeliest = {token, id.item<int64_t>()};
+    }
+    EXPECT_EQ(found[i], likeliest);
   }
 }
 

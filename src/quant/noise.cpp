@@ -1,5 +1,7 @@
 #include "quant/noise.h"
 
+#include <ATen/Context.h>
+#include <ATen/core/Generator.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -46,10 +48,30 @@ void draw_gaussian(const Philox& random, const Philox& choice, uint32_t threshol
   });
 }
 
+// By the device's own generator, begun anew for each key.
+Noise draw_on_device(const NoiseKey& key, NoiseKind kind, double share, at::IntArrayRef sizes,
+                     at::Device device) {
+  at::Generator generator =
+      at::globalContext().getAcceleratorHooksInterface(device.type()).getNewGenerator(device.index());
+  generator.set_current_seed(Philox(key.seed, "noise " + key.name, key.pass).bits64(0));
+  Noise noise;
+  noise.values = at::empty(sizes, at::TensorOptions().dtype(at::kFloat).device(device));
+  if (kind == NoiseKind::uniform) {
+    noise.values.uniform_(-0.5, 0.5, generator);
+  } else {
+    noise.values.normal_(0, kGaussianStd, generator);
+  }
+  if (share < 1)
+    noise.taken =
+        at::empty(sizes, at::TensorOptions().dtype(at::kBool).device(device)).bernoulli_(share, generator);
+  return noise;
+}
+
 }  // namespace
 
 Noise draw_noise(const NoiseKey& key, NoiseKind kind, double share, at::IntArrayRef sizes,
                  at::Device device) {
+  if (!device.is_cpu()) return draw_on_device(key, kind, std::clamp(share, 0.0, 1.0), sizes, device);
   const auto threshold = static_cast<uint32_t>(std::lround(std::clamp(share, 0.0, 1.0) * 65536));
   Noise noise;
   noise.values = at::empty(sizes, at::TensorOptions().dtype(at::kFloat));
@@ -63,8 +85,6 @@ Noise draw_noise(const NoiseKey& key, NoiseKind kind, double share, at::IntArray
     const Philox choice(key.seed, "noise choice " + key.name, key.pass);
     draw_gaussian(random, choice, threshold, noise.values.numel(), values, taken);
   }
-  noise.values = noise.values.to(device);
-  if (noise.taken.defined()) noise.taken = noise.taken.to(device);
   return noise;
 }
 

@@ -1,6 +1,7 @@
 // Noise that stands in for rounding while a model trains. A draw is a pure function of its key: it does not
-// depend on the number of threads or on the device, is the same on every rank, and a resumed run or a
-// recomputed layer draws what the first one drew (base/philox.h).
+// depend on the number of threads, is the same on every rank with the same kind of device, and a resumed run
+// or a recomputed layer draws what the first one drew (base/philox.h on the CPU, libtorch's generator of the
+// device elsewhere).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -28,7 +29,7 @@ struct Noise {
 };
 
 // Noise for a tensor of these sizes. Each element is taken with probability `share` (to 2^-16),
-// independently. Drawn on the CPU and copied to other devices.
+// independently. Drawn where it is used, without waiting.
 Noise draw_noise(const NoiseKey& key, NoiseKind kind, double share, at::IntArrayRef sizes, at::Device device);
 
 }  // namespace moebius::quant

@@ -72,12 +72,12 @@ QuantisedEvaluation evaluate_quantised(const nn::Decoder& decoder, Quantisation&
                                        data::ValidationSet& set, int64_t max_batches) {
   QuantisedEvaluation result;
   Choices choices, float_choices;
-  std::vector<at::Tensor> tokens, float_tokens;
+  std::vector<at::Tensor> float_tokens;
   quantisation.evaluate_floats();
   const double float_loss =
       evaluate(decoder, set, max_batches, nullptr, {&result.float_parts, &float_choices, &float_tokens}).loss;
   quantisation.evaluate_quantised();
-  result.quantised = evaluate(decoder, set, max_batches, nullptr, {&result.parts, &choices, &tokens});
+  result.quantised = evaluate(decoder, set, max_batches, nullptr, {&result.parts, &choices, &result.tokens});
   result.quantised.float_loss = float_loss;
 
   MOEBIUS_CHECK_EQ(result.parts.size(), result.float_parts.size());
@@ -90,8 +90,8 @@ QuantisedEvaluation evaluate_quantised(const nn::Decoder& decoder, Quantisation&
   result.difference = result.quantised.loss - float_loss;
   result.difference_error = error_of_mean(sums, counts);
   double same = 0;
-  for (size_t i = 0; i < tokens.size(); ++i)
-    if (tokens[i].defined()) same += tokens[i].eq(float_tokens[i]).sum().item<double>();
+  for (size_t i = 0; i < result.tokens.size(); ++i)
+    if (result.tokens[i].defined()) same += result.tokens[i].eq(float_tokens[i]).sum().item<double>();
   if (result.quantised.num_targets > 0)
     result.same_token = same / static_cast<double>(result.quantised.num_targets);
   if (const auto shares = Choices::shares_that_differ(float_choices, choices)) {

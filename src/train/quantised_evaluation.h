@@ -16,6 +16,7 @@ struct QuantisedEvaluation {
   Evaluation quantised;               // with float_loss
   std::vector<PartLoss> parts;        // with quantised products
   std::vector<PartLoss> float_parts;  // of the same targets, without
+  std::vector<at::Tensor> tokens;     // with quantised products: EvaluationDetails::likeliest_tokens
   // quantised.loss - float_loss, nats per token, and its standard error: of the mean over the parts of
   // documents, which are taken as independent.
   double difference = 0, difference_error = 0;

@@ -38,4 +38,34 @@ std::string sample_text(const nn::Decoder& decoder, const data::Tokenizer& token
   return result;
 }
 
+std::vector<std::string> continue_lines(const nn::Decoder& decoder, const data::Tokenizer& tokenizer,
+                                        std::string_view lines, nn::BatchGenerateOptions options) {
+  if (tokenizer.eos_id() >= 0) options.end_ids.push_back(tokenizer.eos_id());
+  std::vector<std::vector<int64_t>> prompts;
+  for (size_t begin = 0; begin < lines.size();) {
+    const size_t end = std::min(lines.find('\n', begin), lines.size());
+    std::string_view line = lines.substr(begin, end - begin);
+    if (line.ends_with('\r')) line.remove_suffix(1);
+    std::vector<int64_t> prompt;
+    for (const int32_t id : tokenizer.encode(line)) prompt.push_back(id);
+    if (prompt.empty() && tokenizer.bos_id() >= 0) prompt.push_back(tokenizer.bos_id());
+    if (prompt.empty())
+      throw_user_error("line ", prompts.size() + 1, " of the prompts is empty, and the tokenizer '",
+                       tokenizer.name(), "' has no token for the beginning of a text; remove the line");
+    prompts.push_back(std::move(prompt));
+    begin = end + 1;
+  }
+  std::vector<std::string> texts;
+  for (const std::vector<int64_t>& tokens : nn::continue_all(decoder, prompts, options)) {
+    data::StreamDecoder decoded(tokenizer, /*continues=*/true);
+    std::string text;
+    for (const int64_t token : tokens) text += decoded.push(static_cast<int32_t>(token));
+    text += decoded.finish();
+    std::ranges::replace(text, '\n', ' ');
+    std::ranges::replace(text, '\r', ' ');
+    texts.push_back(std::move(text));
+  }
+  return texts;
+}
+
 }  // namespace moebius::train

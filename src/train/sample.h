@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "data/tokenizer.h"
+#include "nn/batch_generation.h"
 #include "nn/generation.h"
 
 namespace moebius::train {
@@ -26,5 +27,10 @@ void stream_text(const nn::Decoder& decoder, const data::Tokenizer& tokenizer, c
 // Prompt and continuation.
 std::string sample_text(const nn::Decoder& decoder, const data::Tokenizer& tokenizer,
                         const SampleOptions& options);
+
+// The continuation of each line of `lines` by its likeliest tokens, until the tokenizer's end of text or one
+// of options.end_ids; line feeds in it become spaces. UserError naming the first line without a token.
+std::vector<std::string> continue_lines(const nn::Decoder& decoder, const data::Tokenizer& tokenizer,
+                                        std::string_view lines, nn::BatchGenerateOptions options);
 
 }  // namespace moebius::train
