@@ -57,13 +57,17 @@ def rows_of(out, form):
     except ImportError:
         bleu = None
     rows = []
+    # Where the losses of the pairs have stayed on another machine, what was made of them there.
+    known = out / f"{form}.rows.json"
+    known = {(row["seed"], row["arm"], row["bits"]): row for row in json.loads(known.read_text())} \
+        if known.exists() else {}
     for folder in sorted(out.glob(f"{form}-*")):
         if not (folder / "F1-control.json").exists():
             continue
         read_parts = lambda name: [json.loads(line) for line in (folder / f"{name}.parts").read_text().splitlines()]
         read_text = lambda name, beam: [line.strip() for line in (folder / f"{name}.text.{beam}").read_text(
             encoding="utf-8").split("\n")[:-1]]
-        control = read_parts("F1-control")
+        control = read_parts("F1-control") if (folder / "F1-control.parts").exists() else None
         has_text = (folder / "F1-control.text.1").exists()
         base = {beam: read_text("F1-control", beam) for beam in (1, 4)
                 if (folder / f"F1-control.text.{beam}").exists()}
@@ -71,9 +75,11 @@ def rows_of(out, form):
         for result in sorted(folder.glob("*.json")):
             said = json.loads(result.read_text())
             arm, _, bits = result.stem.rpartition("-") if result.stem[0] != "F" else (result.stem, "", "0")
-            difference, error = paired(read_parts(result.stem), control)
-            row = dict(seed=int(folder.name.rpartition("-")[2]), arm=arm, bits=int(bits), loss=said["loss"],
-                       difference=difference, error=error)
+            row = dict(seed=int(folder.name.rpartition("-")[2]), arm=arm, bits=int(bits), loss=said["loss"])
+            if control is None:
+                row.update(known[(row["seed"], row["arm"], row["bits"])])
+            else:
+                row["difference"], row["error"] = paired(read_parts(result.stem), control)
             for key in ("same_token", "flipped_decisions", "flipped_tokens"):
                 if key in said.get("quantised", {}):
                     row[key] = said["quantised"][key]
