@@ -49,11 +49,11 @@ class Bleu:
         return self.of(self.numpy.stack([counts[draw].sum(0) for draw in self.draws]))
 
 
-def rows_of(out, form):
+def rows_of(out, form, with_bleu):
     """One row for each seed and arm."""
     references = (out / "references.txt").read_text(encoding="utf-8").splitlines()
     try:
-        bleu = Bleu(references)
+        bleu = Bleu(references) if with_bleu else None
     except ImportError:
         bleu = None
     rows = []
@@ -103,9 +103,9 @@ def mean_and_error(values):
     return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
-def write_tables(out, form, what):
+def write_tables(out, form, what, with_bleu=True):
     """rows.json with every row, tables.md with means over the seeds; returns the latter."""
-    rows = rows_of(out, form)
+    rows = rows_of(out, form, with_bleu)
     (out / f"{form}.rows.json").write_text(json.dumps(rows, indent=1) + "\n")
     lines = ["| bits | arm | seeds | loss | against control | BLEU | relative | not below control | beam 4 | relative "
              "| same output | same token | other experts | what |", "|" + "---|" * 14]

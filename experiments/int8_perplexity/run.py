@@ -5,13 +5,14 @@ docs/int8.md.
     experiments/int8_perplexity/run.py BOOKS VALID OUT [--device cuda|cpu] [--steps N] [--moebius PROGRAM]
 
 BOOKS and VALID are folders of Markdown or text files; no file of VALID is trained on. Stages: `prepare` makes a
-vocabulary (with the package `sentencepiece`; else bytes are the tokens) and corpora in OUT; `run` needs OUT alone. The
-model is trained in bf16 on --device; then the whole of VALID is read by it in floats, with products rounded as the
-integer kernels round them (on --device), by the integer kernels themselves (CPU), and through caches of keys and
-values in its own dtype and in int8 (--device).
+vocabulary (with the package `sentencepiece`; else bytes are the tokens) and corpora in OUT, which is all that the others
+need. `train` trains in bf16 on --device and reads the whole of VALID, in floats and with products rounded as the integer
+kernels round them. `held` does so on the CPU: in floats, rounded, by the integer kernels, and through caches of keys and
+values in the model's dtype and in int8.
 """
 import argparse
 import json
+import math
 import pathlib
 import shlex
 import subprocess
@@ -26,10 +27,9 @@ kv_heads = 2
 qk_norm = "head"
 tied_embeddings = true
 [model.moe]
-experts = 16
+experts = 8
 top_k = 2
 expert_dim = 256
-shared_experts = 1
 balance.bias_rate = 0.005
 balance.aux_loss = 0.0
 [data]
@@ -87,8 +87,8 @@ class Experiment:
             self.moebius("data", "build", text, "--tokenizer", tokenizer, "--out", self.out / name)
         (self.out / "prepared.json").write_text(json.dumps({"tokenizer": pathlib.Path(tokenizer).name}) + "\n")
 
-    def evaluate(self, name, run, *words, device=None):
-        said = json.loads(self.moebius("eval", run, "--device", device or self.arguments.device, "--json",
+    def evaluate(self, name, run, *words):
+        said = json.loads(self.moebius("eval", run, "--device", self.arguments.device, "--json",
                                        "--likeliest", self.out / f"{name}.tokens", *words))
         self.rows.append(dict(name=name, loss=said["loss"], perplexity=said["perplexity"], tokens=said["tokens"],
                               **{key: said["quantised"][key] for key in ("difference", "difference_error", "same_token",
@@ -101,17 +101,16 @@ class Experiment:
         return sum(x == y for x, y in zip(a, b)) / len(a)
 
     def write(self):
-        (self.out / "rows.json").write_text(json.dumps(self.rows, indent=1) + "\n")
+        (self.out / f"{self.stage}.json").write_text(json.dumps(self.rows, indent=1) + "\n")
         base = self.rows[0]["loss"]
         lines = ["| what | loss | perplexity | change | same token as bf16 |", "|---|---|---|---|---|"]
-        import math
         for row in self.rows:
             change = 100 * (math.exp(row["loss"] - base) - 1)
             same = 100 * self.agreement(self.rows[0]["name"], row["name"])
             lines.append(f"| {row['name']} | {row['loss']:.5f} | {row['perplexity']:.3f} | {change:+.3f} % | {same:.2f} % |")
-        (self.out / "table.md").write_text("\n".join(lines) + "\n")
+        (self.out / f"{self.stage}.md").write_text("\n".join(lines) + "\n")
 
-    def run(self):
+    def train(self):
         form = json.loads((self.out / "prepared.json").read_text())
         tokenizer = form["tokenizer"] if form["tokenizer"] == "bytes" else str(self.out / form["tokenizer"])
         quoted = lambda path: json.dumps(str(path))
@@ -122,23 +121,41 @@ class Experiment:
         run = self.out / "float"
         if not (run / "summary.json").exists():
             self.moebius("train", config, "--run", run, "--device", self.arguments.device, "--overwrite")
-        self.rows = []
+        self.begin("trained")
         self.evaluate("bf16", run)
-        quant = lambda *more: [word for each in ("quant.scheme=int8", *more) for word in ("--set", each)]
         for bits in (8, 4):
             self.evaluate(f"W{bits}A8 per channel and token, rounded", run, *quant(f"quant.weight_bits={bits}"))
             self.evaluate(f"W{bits}A8 one scale, rounded", run, *quant(f"quant.weight_bits={bits}", *NAIVE),
                           "--calibrate", self.out / "train.idx")
-        self.evaluate("bf16, cache of the model", run, "--kv-cache", "model", "--batches", self.arguments.cache_batches)
-        self.evaluate("bf16, cache in int8", run, "--kv-cache", "int8", "--batches", self.arguments.cache_batches)
+        self.end()
+
+    def held(self):
+        self.arguments.device = "cpu"
+        run = self.out / "float"
+        data = ("--data", self.out / "valid.idx")
+        self.begin("held")
+        self.evaluate("bf16", run, *data)
+        self.evaluate("W8A8 per channel and token, rounded", run, *quant(), *data)
+        self.evaluate("bf16, cache of the model", run, "--kv-cache", "model", *data)
+        self.evaluate("bf16, cache in int8", run, "--kv-cache", "int8", *data)
         for scheme in ("int8-w8a8", "int8-w8a16", "int4-w4a16"):
             held = self.out / scheme
             if not held.exists():
                 self.moebius("quantize", run, held, "--scheme", scheme, "--quiet")
-            self.evaluate(f"{scheme}, integer kernels", held, device="cpu")
+            self.evaluate(f"{scheme}, integer kernels", held, *data)
         print(f"integer kernels and rounding choose the same token for "
               f"{100 * self.agreement('int8-w8a8, integer kernels', 'W8A8 per channel and token, rounded'):.3f} %")
-        print((self.out / "table.md").read_text())
+        self.end()
+
+    def begin(self, stage):
+        self.rows, self.stage = [], stage
+
+    def end(self):
+        print((self.out / f"{self.stage}.md").read_text())
+
+
+def quant(*more):
+    return [word for each in ("quant.scheme=int8", *more) for word in ("--set", each)]
 
 
 def main():
@@ -146,17 +163,18 @@ def main():
     parser.add_argument("books", type=pathlib.Path)
     parser.add_argument("valid", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--stage", choices=("all", "prepare", "run"), default="all")
+    parser.add_argument("--stage", choices=("all", "prepare", "train", "held"), default="all")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--cache-batches", type=int, default=0, help="of the passes through caches; 0: all")
     parser.add_argument("--moebius", default=pathlib.Path(__file__).resolve().parents[2] / "moebius", type=pathlib.Path)
     arguments = parser.parse_args()
     experiment = Experiment(arguments)
     if arguments.stage in ("all", "prepare") and not (experiment.out / "prepared.json").exists():
         experiment.prepare()
-    if arguments.stage in ("all", "run"):
-        experiment.run()
+    if arguments.stage in ("all", "train"):
+        experiment.train()
+    if arguments.stage in ("all", "held"):
+        experiment.held()
 
 
 if __name__ == "__main__":
