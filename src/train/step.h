@@ -173,7 +173,7 @@ class TrainStep {
   const parallel::Mesh* mesh_ = nullptr;  // null: one process
   parallel::DataParallel* shares_ = nullptr;
   std::shared_ptr<double> waited_told_s_ = std::make_shared<double>(0);  // what earlier steps have told
-  std::optional<tune::PipelineSchedule> schedule_;  // of the last step
+  std::optional<tune::PipelineSchedule> schedule_;                       // of the last step
   // Of micro-batches between their forward passes and the tasks of their weights, where these are apart.
   std::map<int64_t, ops::WeightGradients> weights_;
   Quantisation* quantisation_ = nullptr;
