@@ -1,5 +1,6 @@
-// bin/moebius: `moebius queue` and `moebius moe` itself, and everything else by becoming bin/moebius-torch
-// beside it. Loading libtorch takes 0.3 s, which a command that needs none of it should not cost.
+// bin/moebius: `moebius queue` and `moebius moe` itself, and everything else by becoming
+// lib/moebius/moebius-torch. Loading libtorch takes 0.3 s, which a command that needs none of it should not
+// cost (docs/adr/0015).
 #include <unistd.h>
 
 #include <cerrno>
@@ -22,9 +23,10 @@ int main(int argc, char** argv) {
   }
   std::error_code error;
   const std::filesystem::path program =
-      std::filesystem::read_symlink("/proc/self/exe", error).parent_path() / "moebius-torch";
+      std::filesystem::read_symlink("/proc/self/exe", error).parent_path().parent_path() /
+      "lib/moebius/moebius-torch";
   ::execv(program.c_str(), argv);
   log_error("cannot start ", program.string(), ": ", std::strerror(errno),
-            "; it belongs beside this program, build or install both again");
+            "; it belongs to this program, build or install both again");
   return kExitFailure;
 }

@@ -1,5 +1,5 @@
-// bin/moebius-torch, the program with libtorch: one subcommand per file (cli/<name>_command.h). What users
-// start is bin/moebius (front.cpp), which becomes this.
+// lib/moebius/moebius-torch, the program with libtorch: one subcommand per file (cli/<name>_command.h). What
+// users start is bin/moebius (front.cpp), which becomes this.
 #include "base/heap.h"
 #include "cli/bench_command.h"
 #include "cli/ckpt_command.h"
