@@ -14,6 +14,7 @@
 #   --seconds  no run is started later than this after the start (default: no limit)
 #   --jobs     of the part about correctness that run at the same time (default 1)
 #   --shape    of configs/bench that is timed; may be given again (default: qwen3-4l and mixtral-2l)
+#   --steps    of each run that is timed (default 12; the first three do not count)
 #   --only     layouts whose name has this in it
 # The exit code is 0 when every layout that ran trained alike, 1 when one did not or failed, 2 for wrong arguments.
 set -uo pipefail

@@ -34,7 +34,7 @@ void expect_collectives(Communicator& comm, at::ScalarType type) {
   pending.push_back(comm.all_gather(whole, numbers(3, rank)));
   pending.push_back(comm.reduce_scatter(part, numbers(2 * n, 0)));
   const std::vector<int64_t> one_each(static_cast<size_t>(n), 1);
-  pending.push_back(comm.all_to_all(rows, numbers(2 * n, 10 * rank), one_each, one_each));
+  pending.push_back(comm.all_to_all(rows, numbers(2 * n, 10 * rank).view({n, 2}), one_each, one_each));
   pending.push_back(comm.broadcast(told, comm.size() - 1));
   if (n > 1) {
     pending.push_back(comm.send(numbers(2, rank), static_cast<int>((rank + 1) % n)));

@@ -34,7 +34,7 @@ std::optional<int64_t> available_memory(at::Device device, int num_processes) {
   if (device.is_cuda()) {
     kernels::DeviceInfo info{};
     if (!ops::cuda_plugin()->device_info(device.index(), &info)) return std::nullopt;
-    return info.free_memory_bytes;
+    return info.free_memory_bytes / num_processes;
   }
   const Result<MachineMemory> memory = machine_memory();
   return memory.ok() ? std::optional<int64_t>(memory->available_bytes / num_processes) : std::nullopt;

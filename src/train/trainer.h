@@ -27,7 +27,7 @@ struct TrainOptions {
   // The processes of the run, which all call train() with the same config; null: this one alone. The first
   // writes the folder and shows progress, the others write nothing. config.train.batch is that of all.
   const parallel::Mesh* mesh = nullptr;
-  int local_ranks = 1;  // processes of the run on this machine, which share its memory
+  int local_ranks = 1;  // processes that share this one's memory: the machine's, or the GPU's
 };
 
 // The run cannot go on: too many steps in a row were not finite.

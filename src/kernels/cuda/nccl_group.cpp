@@ -18,7 +18,7 @@ void choose_behaviour() {
       {"TORCH_NCCL_ENABLE_MONITORING", "0"},
       {"TORCH_NCCL_DUMP_ON_TIMEOUT", "0"},
       {"TORCH_NCCL_PROPAGATE_ERROR", "0"},
-      {"TORCH_NCCL_TRACE_BUFFER_SIZE", "0"},
+      {"TORCH_FR_BUFFER_SIZE", "0"},
       // Kernels of several groups start in the order of the host, so that no two wait for each other.
       {"NCCL_LAUNCH_ORDER_IMPLICIT", "1"}};
   for (const auto& [name, value] : kVariables) ::setenv(name, value, /*overwrite=*/0);
