@@ -288,7 +288,7 @@ def markdown(report):
              "|---|---:|---:|---:|---|---|"]
     for row in report["correctness"] + report["resume"]:
         if "error" in row:
-            verdict = "refused: " if row.get("refused") else "FAILED: "
+            verdict = "refused: " if row.get("refused") else "" if row["error"].startswith("not run") else "FAILED: "
             lines.append(f"| {row['name']} | | | | | {verdict}{row['error'].splitlines()[-1][:160]} |")
         elif "alike" in row:
             lines.append(f"| {row['name']} | {row['loss_error']:.1e} | {row['norm_error']:.1e} | "
