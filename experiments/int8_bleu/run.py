@@ -32,9 +32,12 @@ FORMS = {
     # Minutes on two CPU cores: shows that everything works, and the order of the arms in cross-entropy.
     "cpu": dict(vocab=2000, layers=4, dim=128, heads=4, experts=8, expert_dim=128, sequence=256, batch=8, steps=400,
                 lr=3e-3, extra_steps=40, extra_lr=3e-4, device="cpu", precision="fp32"),
-    # About 23 M parameters, as in the issue.
-    "gpu": dict(vocab=8000, layers=6, dim=256, heads=4, experts=8, expert_dim=512, sequence=512, batch=16, steps=1000,
-                lr=1e-3, extra_steps=200, extra_lr=1e-4, device="cuda", precision="bf16"),
+    # About 23 M parameters, as in the issue; ends where the loss on other pairs is least.
+    "gpu": dict(vocab=8000, layers=6, dim=256, heads=4, experts=8, expert_dim=512, sequence=512, batch=16, steps=650,
+                lr=1e-3, extra_steps=100, extra_lr=5e-5, device="cuda", precision="bf16"),
+    # The same, trained until it knows its pairs by heart: noise of any kind then helps.
+    "long": dict(vocab=8000, layers=6, dim=256, heads=4, experts=8, expert_dim=512, sequence=512, batch=16, steps=1000,
+                 lr=1e-3, extra_steps=200, extra_lr=1e-4, device="cuda", precision="bf16"),
     # A student: an eighth of the size, trained for longer.
     "student": dict(vocab=8000, layers=3, dim=128, heads=4, experts=8, expert_dim=128, sequence=512, batch=16,
                     steps=2000, lr=3e-3, extra_steps=200, extra_lr=3e-4, device="cuda", precision="bf16"),
@@ -78,7 +81,7 @@ CONTROLS = {"F1-control": 1000, "F2-control-again": 2000}
 KEY_ARMS = {8: ("P1-naive", "P2-channel-token", "Q1-ste", "Q2-learned", "Q3-noise-0.5"),
             4: ("P1-mse", "P2-mse", "Q2-learned", "Q3-noise-0.5", "Q4-ste", "Q4-noise-0.5")}
 SIX_BIT_ARMS = ("P1-naive", "P1-mse", "P2-channel-token", "P2-mse", "Q2-learned", "Q3-noise-0.5", "Q4-noise-0.5")
-BEAM_ARMS = ("F1-control", "P1-naive", "P2-channel-token", "Q2-learned", "Q3-noise-0.5", "Q4-ste")
+BEAM_ARMS = ("F1-control", "P1-naive", "P2-channel-token", "Q3-noise-0.5")
 
 
 def read_lines(path):
@@ -278,8 +281,10 @@ decay_fraction = 0.5
         said = self.program(*words, name=f"eval {seed} {name}")
         result.write_text(said)
 
-    def beams(self, arm):
-        return (1, 4) if self.arguments.beam and arm in BEAM_ARMS else (1,)
+    def beams(self, seed, arm):
+        # A beam of 4 costs as much as everything else together: one seed.
+        wanted = self.arguments.beam and arm in BEAM_ARMS and seed == self.arguments.seeds[0]
+        return (1, 4) if wanted else (1,)
 
     def arm(self, seed, name, bits):
         trains, settings, _ = arms()[name]
@@ -288,7 +293,7 @@ decay_fraction = 0.5
             return
         control = self.folder(seed) / "F1-control"
         run = self.train(seed, label, 1000, words) if trains else control
-        self.evaluate(seed, run, label, self.beams(name), () if trains else words)
+        self.evaluate(seed, run, label, self.beams(seed, name), () if trains else words)
         if trains and not self.arguments.keep:
             shutil.rmtree(run)
 
@@ -307,7 +312,7 @@ decay_fraction = 0.5
         self.train(seed, "float")
         self.evaluate(seed, self.folder(seed) / "float", "F0-float", (1,))
         for name, extra in CONTROLS.items():
-            self.evaluate(seed, self.train(seed, name, extra), name, self.beams(name))
+            self.evaluate(seed, self.train(seed, name, extra), name, self.beams(seed, name))
 
     def run(self):
         """Every seed's float model and controls first, then the arms of all seeds."""
@@ -359,7 +364,7 @@ def main():
     parser.add_argument("--extra-steps", type=int, help="of every trained arm and of the control")
     parser.add_argument("--no-translate", dest="translate", action="store_false", help="cross-entropy alone")
     parser.add_argument("--no-bleu", dest="bleu", action="store_false", help="tables without BLEU")
-    parser.add_argument("--beam", action="store_true", help="also a beam of 4 for " + ", ".join(BEAM_ARMS))
+    parser.add_argument("--beam", action="store_true", help="of the first seed also a beam of 4, for " + ", ".join(BEAM_ARMS))
     parser.add_argument("--test-pairs", type=int, default=0, help="translate only the first; all by default")
     parser.add_argument("--jobs", type=int, default=1, help="programs at a time, for each GPU")
     parser.add_argument("--threads", type=int, default=0, help="of each program")

@@ -36,17 +36,17 @@ class Bleu:
             brevity = numpy.minimum(1 - reference / length, 0)
             return numpy.nan_to_num(100 * numpy.exp(precision + brevity), nan=0.0)
 
-    def score(self, lines):
-        own = float(self.of(self.counts(lines).sum(0)))
+    def check(self, lines, counts):
+        own, theirs = float(self.of(counts.sum(0))), self.metric.corpus_score(lines, [self.references]).score
         # sacrebleu smooths counts of 0, which only a text that nobody would score has.
-        theirs = self.metric.corpus_score(lines, [self.references]).score
         if own > 0.1 and abs(own - theirs) > 1e-6:
             raise ValueError(f"BLEU of the counts is {own}, that of sacrebleu {theirs}")
-        return theirs
 
-    def resampled(self, lines):
+    def scores(self, lines):
+        """Of all lines, and of each resample."""
         counts = self.counts(lines)
-        return self.of(self.numpy.stack([counts[draw].sum(0) for draw in self.draws]))
+        resampled = self.numpy.stack([counts[draw].sum(0) for draw in self.draws])
+        return float(self.of(counts.sum(0))), self.of(resampled), counts
 
 
 def rows_of(out, form, with_bleu):
@@ -71,7 +71,9 @@ def rows_of(out, form, with_bleu):
         has_text = (folder / "F1-control.text.1").exists()
         base = {beam: read_text("F1-control", beam) for beam in (1, 4)
                 if (folder / f"F1-control.text.{beam}").exists()}
-        samples = {beam: bleu.resampled(lines) for beam, lines in base.items()} if bleu else {}
+        scored = {beam: bleu.scores(lines) for beam, lines in base.items()} if bleu else {}
+        for beam, (_, _, counts) in scored.items():
+            bleu.check(base[beam], counts)
         for result in sorted(folder.glob("*.json")):
             said = json.loads(result.read_text())
             arm, _, bits = result.stem.rpartition("-") if result.stem[0] != "F" else (result.stem, "", "0")
@@ -89,9 +91,11 @@ def rows_of(out, form, with_bleu):
                 lines = read_text(result.stem, beam)
                 row[f"identical_{beam}"] = sum(a == b for a, b in zip(lines, base[beam])) / len(lines)
                 if bleu:
-                    row[f"bleu_{beam}"] = bleu.score(lines)
-                    row[f"relative_{beam}"] = 100 * (row[f"bleu_{beam}"] / bleu.score(base[beam]) - 1)
-                    row[f"not_below_{beam}"] = float((bleu.resampled(lines) >= samples[beam]).mean())
+                    score, resampled, _ = bleu.scores(lines)
+                    row[f"bleu_{beam}"] = score
+                    if scored[beam][0] > 0:
+                        row[f"relative_{beam}"] = 100 * (score / scored[beam][0] - 1)
+                    row[f"not_below_{beam}"] = float((resampled >= scored[beam][1]).mean())
             rows.append(row)
     return rows
 
