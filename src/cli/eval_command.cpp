@@ -29,6 +29,7 @@ struct EvalArguments {
   std::string prompts, continuations;
   std::vector<int64_t> beams = {1};
   int64_t tokens = 100;
+  std::string cache;
   std::vector<std::string> overrides;
   int64_t batches = 0;
   int threads = 0;
@@ -131,8 +132,16 @@ void run_eval(const EvalArguments& arguments) {
   std::vector<at::Tensor> tokens;
   std::optional<train::QuantisedEvaluation> quantised;
   train::Evaluation result;
-  if (model.quantisation) {
-    if (!model.quantisation->quantiser().ranges_are_known()) calibrate_with(arguments, model, set);
+  if (model.quantisation && !model.quantisation->quantiser().ranges_are_known())
+    calibrate_with(arguments, model, set);
+  if (!arguments.cache.empty()) {
+    if (model.quantisation) model.quantisation->evaluate_quantised();
+    train::EvaluationDetails details;
+    details.parts = arguments.parts.empty() ? nullptr : &parts;
+    details.likeliest_tokens = arguments.likeliest.empty() ? nullptr : &tokens;
+    result = train::evaluate_cached(*model.decoder, set, nn::kv_format_named(arguments.cache),
+                                    arguments.batches, details);
+  } else if (model.quantisation) {
     quantised = train::evaluate_quantised(*model.decoder, *model.quantisation, set, arguments.batches);
     result = quantised->quantised;
     parts = quantised->parts;
@@ -154,7 +163,8 @@ void run_eval(const EvalArguments& arguments) {
     json["perplexity"] = result.perplexity;
     if (result.bits_per_byte > 0) json["bits_per_byte"] = result.bits_per_byte;
     json["tokens"] = result.num_targets;
-    if (model.config.model.moe.experts > 0) json["max_violation"] = result.max_violation;
+    if (model.config.model.moe.experts > 0 && arguments.cache.empty())
+      json["max_violation"] = result.max_violation;
     if (quantised) json["quantised"] = json_of(*quantised);
     std::cout << json.dump(2) << "\n";
     return;
@@ -164,7 +174,7 @@ void run_eval(const EvalArguments& arguments) {
               static_cast<long long>(result.num_targets));
   std::printf("perplexity     %.4f\n", result.perplexity);
   if (result.bits_per_byte > 0) std::printf("bits per byte  %.4f\n", result.bits_per_byte);
-  if (model.config.model.moe.experts > 0)
+  if (model.config.model.moe.experts > 0 && arguments.cache.empty())
     std::printf("max violation  %.3f (expert load of the worst layer over the whole text)\n",
                 result.max_violation);
   if (!quantised) return;
@@ -195,6 +205,10 @@ void add_eval_command(CLI::App& app) {
       ->add_option("--set", arguments->overrides,
                    "Quantise the model for this evaluation: quant.scheme=int8 (docs/int8.md)")
       ->allow_extra_args(false);
+  command
+      ->add_option("--kv-cache", arguments->cache,
+                   "Pass the text through a cache, as generation does: model (its dtype) or int8")
+      ->check(CLI::IsMember({"model", "int8"}));
   command->add_option("--calibrate", arguments->calibration,
                       "Text that ranges of activations are taken from (default: the evaluated one)");
   command->add_option("--parts", arguments->parts,

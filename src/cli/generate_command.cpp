@@ -28,7 +28,7 @@ namespace {
 struct GenerateArguments {
   std::string path, prompt = "\n", prompt_file, device = "auto";
   std::string chat, system;
-  std::string prompts, out;
+  std::string prompts, out, cache = "model";
   train::SampleOptions options;
   nn::BatchGenerateOptions batch;
   bool no_cache = false, stats = false;
@@ -84,6 +84,7 @@ void run_generate(const GenerateArguments& arguments) {
   options.prompt = arguments.prompt_file.empty() ? arguments.prompt : read_file(arguments.prompt_file);
   if (!arguments.chat.empty()) options.prompt = chat_prompt(arguments, model);
   options.generate.use_cache = !arguments.no_cache;
+  options.generate.cache = nn::kv_format_named(arguments.cache);
   options.end_ids = train::carried_end_ids(model.run_dir(), model.config.model.vocab);
 
   const InterruptGuard interrupts;  // Ctrl-C ends the text, not the line it stands in
@@ -152,6 +153,11 @@ void add_generate_command(CLI::App& app) {
       ->add_option("--top-p", generate.sampling.top_p, "Draw from the likeliest tokens of this probability")
       ->check(CLI::Range(0.0, 1.0));
   command->add_option("--seed", generate.sampling.seed, "Seed of the draws")->capture_default_str();
+  command
+      ->add_option("--kv-cache", arguments->cache,
+                   "What keys and values are held in: model (its dtype) or int8")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"model", "int8"}));
   command->add_option("--device", arguments->device, "cpu, cuda or auto")
       ->capture_default_str()
       ->check(CLI::IsMember({"cpu", "cuda", "auto"}));

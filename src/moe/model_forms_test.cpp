@@ -186,6 +186,23 @@ TEST(ModelForms, the_cache_gives_the_logits_of_a_whole_pass) {
   }
 }
 
+// Also of latents.
+TEST(ModelForms, a_cache_in_int8_gives_nearly_the_logits_of_a_whole_pass) {
+  for (const Form& form : forms()) {
+    SCOPED_TRACE(form.name);
+    config::ModelConfig model = test_model();
+    form.change(model);
+    const auto decoder = make(model);
+    const nn::TokenBatch batch = batch_of({13});
+    nn::KvCache exact = decoder->make_cache(13), rounded = decoder->make_cache(13, nn::KvFormat::int8);
+    const at::Tensor wanted = decoder->next_hidden(batch.tokens_T, exact),
+                     got = decoder->next_hidden(batch.tokens_T, rounded);
+    // A rounding error is 1/254 of a head's largest channel at most; experts may change.
+    EXPECT_GT(ops::cases::normalised_error(got, wanted), 1e-5);
+    EXPECT_LT(ops::cases::normalised_error(got, wanted), 0.5);
+  }
+}
+
 TEST(ModelForms, generation_with_a_cache_gives_the_same_tokens) {
   for (const Form& form : forms()) {
     SCOPED_TRACE(form.name);

@@ -321,8 +321,8 @@ at::Tensor Decoder::logits(const at::Tensor& hidden_TD) const {
   return at::cat(parts, 1);
 }
 
-at::Tensor Decoder::next_logits(const at::Tensor& tokens_T, KvCache& cache) const {
-  const at::NoGradGuard no_grad;
+void Decoder::pass_cached(const at::Tensor& tokens_T, KvCache& cache,
+                          const std::function<void(const Stream&)>& at_end) const {
   const int64_t count = tokens_T.size(0), before = cache.length();
   need_positions(before + count);
   const at::Tensor positions_T =
@@ -330,7 +330,6 @@ at::Tensor Decoder::next_logits(const at::Tensor& tokens_T, KvCache& cache) cons
   FeedForwardContext context;
   context.num_tokens = count;
   context.may_drop = false;
-  at::Tensor logits_V;
   for (int chunk = 0; chunk < num_chunks(); ++chunk) {
     Stream stream = receive_stream(chunk, tokens_T);
     const LayerRange layers = layers_of(chunk);
@@ -346,12 +345,23 @@ at::Tensor Decoder::next_logits(const at::Tensor& tokens_T, KvCache& cache) cons
       if (gate_ != nullptr) gate_->after(layer, Pass::forward);
     }
     if (is_last(chunk)) {
-      logits_V = last_logits(stream, count);
+      at_end(stream);
     } else {
       pieces_->link->send(pieces_->piece_of(chunk) + 1, stream.x_TD + stream.delta_TD);
     }
   }
   cache.advance(count);
+}
+
+at::Tensor Decoder::normed(const Stream& stream) const {
+  return add_norm(stream.x_TD, stream.delta_TD, *final_norm_, axis_.get(), config_.norm_eps).second;
+}
+
+at::Tensor Decoder::next_logits(const at::Tensor& tokens_T, KvCache& cache) const {
+  const at::NoGradGuard no_grad;
+  at::Tensor logits_V;
+  pass_cached(tokens_T, cache,
+              [&](const Stream& stream) { logits_V = last_logits(stream, tokens_T.size(0)); });
   if (pieces_) {
     if (!logits_V.defined()) logits_V = at::empty({config_.vocab}, stream_options().dtype(at::kFloat));
     pieces_->link->share_last(logits_V);
@@ -359,21 +369,23 @@ at::Tensor Decoder::next_logits(const at::Tensor& tokens_T, KvCache& cache) cons
   return logits_V;
 }
 
-at::Tensor Decoder::last_logits(const Stream& stream, int64_t count) const {
-  const auto normed = [&](const at::Tensor& x_TD, const at::Tensor& delta_TD) {
-    return add_norm(x_TD, delta_TD, *final_norm_, axis_.get(), config_.norm_eps).second;
-  };
-  if (axis_ != nullptr) {  // the last token may be another rank's
-    const at::Tensor all_TD = axis_->enter(normed(stream.x_TD, stream.delta_TD), count);
-    return logits(all_TD.narrow(0, count - 1, 1)).squeeze(0).contiguous();
-  }
-  const at::Tensor last_1D = stream.x_TD.narrow(0, count - 1, 1),
-                   delta_1D = stream.delta_TD.narrow(0, count - 1, 1);
-  return logits(normed(last_1D, delta_1D)).squeeze(0);
+at::Tensor Decoder::next_hidden(const at::Tensor& tokens_T, KvCache& cache) const {
+  MOEBIUS_CHECK(!pieces_, "hidden states of a decoder in pieces");
+  const at::NoGradGuard no_grad;
+  at::Tensor hidden_TD;
+  pass_cached(tokens_T, cache, [&](const Stream& stream) { hidden_TD = normed(stream); });
+  return axis_ == nullptr ? hidden_TD : axis_->enter(hidden_TD, tokens_T.size(0));
 }
 
-KvCache Decoder::make_cache(int64_t capacity) const {
-  return make_kv_cache(config_, capacity, stream_options(), axis_.get());
+at::Tensor Decoder::last_logits(const Stream& stream, int64_t count) const {
+  if (axis_ != nullptr)  // the last token may be another rank's
+    return logits(axis_->enter(normed(stream), count).narrow(0, count - 1, 1)).squeeze(0).contiguous();
+  return logits(normed({stream.x_TD.narrow(0, count - 1, 1), stream.delta_TD.narrow(0, count - 1, 1)}))
+      .squeeze(0);
+}
+
+KvCache Decoder::make_cache(int64_t capacity, KvFormat format) const {
+  return make_kv_cache(config_, capacity, stream_options(), axis_.get(), format);
 }
 
 }  // namespace moebius::nn

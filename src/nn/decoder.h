@@ -110,7 +110,10 @@ class Decoder {
   // Told from now on of the blocks' use of their parameters (null: nobody is); it outlives all passes.
   void set_gate(ParamGate* gate) { gate_ = gate; }
 
-  KvCache make_cache(int64_t capacity) const;
+  // The same, and the final hidden states of all these tokens, (T, D).
+  at::Tensor next_hidden(const at::Tensor& tokens_T, KvCache& cache) const;
+
+  KvCache make_cache(int64_t capacity, KvFormat format = KvFormat::model) const;
 
   // The table of rotary angles that the last pass has used; undefined before the first.
   const at::Tensor& angles() const { return cos_sin_PD_; }
@@ -129,6 +132,11 @@ class Decoder {
     const LoadSum* load_sum = nullptr;
   };
 
+  // Passes tokens that follow those in the cache, which then has them; at_end gets what the last block makes of
+  // them, where this process has it.
+  void pass_cached(const at::Tensor& tokens_T, KvCache& cache,
+                   const std::function<void(const Stream&)>& at_end) const;
+  at::Tensor normed(const Stream& stream) const;  // by the final norm
   const Param& output_layer() const { return output_ ? *output_ : *embedding_; }
   const at::Tensor& output_weight() const { return output_layer().value; }
   at::Tensor embed(const at::Tensor& tokens_T) const;

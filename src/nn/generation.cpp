@@ -78,7 +78,8 @@ void generate(const Decoder& decoder, const std::vector<int64_t>& prompt, const 
   std::vector<int64_t> tokens = prompt;
   std::optional<KvCache> cache;
   if (options.use_cache)
-    cache.emplace(decoder.make_cache(static_cast<int64_t>(prompt.size()) + options.max_tokens));
+    cache.emplace(
+        decoder.make_cache(static_cast<int64_t>(prompt.size()) + options.max_tokens, options.cache));
   size_t passed = 0;  // tokens in the cache
   for (int64_t i = 0; i < options.max_tokens; ++i) {
     at::Tensor logits_V;

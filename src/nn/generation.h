@@ -22,6 +22,7 @@ int64_t sample_token(const at::Tensor& logits_V, const SamplingOptions& options,
 struct GenerateOptions {
   SamplingOptions sampling;
   int64_t max_tokens = 100;
+  KvFormat cache = KvFormat::model;
   bool use_cache = true;  // false: the whole sequence is passed again for every token (slow; for comparison)
 };
 

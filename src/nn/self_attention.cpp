@@ -63,11 +63,12 @@ std::unique_ptr<SelfAttention> make_attention(const config::ModelConfig& config,
 }
 
 KvCache make_kv_cache(const config::ModelConfig& config, int64_t capacity, const at::TensorOptions& options,
-                      const TensorAxis* axis) {
+                      const TensorAxis* axis, KvFormat format) {
   if (config.is_latent())
-    return KvCache::of_latents(config.layers, capacity, config.mla.kv_rank + config.mla.rope_dim, options);
+    return KvCache::of_latents(config.layers, capacity, config.mla.kv_rank + config.mla.rope_dim, options,
+                               format);
   return KvCache::of_heads(config.layers, capacity, config.kv_heads / place_of(axis).size, config.query_dim(),
-                           options);
+                           options, format);
 }
 
 ops::RopeScaling rope_scaling(const config::RopeConfig& config) {

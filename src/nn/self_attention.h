@@ -40,7 +40,7 @@ std::unique_ptr<SelfAttention> make_attention(const config::ModelConfig& config,
 
 // A cache for `capacity` tokens of the config's form: keys and values of this process's heads, or latents.
 KvCache make_kv_cache(const config::ModelConfig& config, int64_t capacity, const at::TensorOptions& options,
-                      const TensorAxis* axis = nullptr);
+                      const TensorAxis* axis = nullptr, KvFormat format = KvFormat::model);
 
 ops::RopeScaling rope_scaling(const config::RopeConfig& config);
 

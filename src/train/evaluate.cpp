@@ -132,6 +132,40 @@ Evaluation evaluate(const nn::Decoder& decoder, data::ValidationSet& set, int64_
   return result;
 }
 
+Evaluation evaluate_cached(const nn::Decoder& decoder, data::ValidationSet& set, nn::KvFormat format,
+                           int64_t max_batches, const EvaluationDetails& details) {
+  const at::NoGradGuard no_grad;
+  const int64_t count = max_batches > 0 ? std::min(max_batches, set.num_batches()) : set.num_batches();
+  Evaluation result;
+  double sum = 0;
+  data::Batch batch;
+  at::Tensor token_loss_T;
+  for (int64_t i = 0; i < count; ++i) {
+    set.fill(i, batch);
+    const nn::TokenBatch tokens = to_device(batch, decoder.device());
+    std::vector<at::Tensor> hidden;
+    for (size_t d = 0; d + 1 < batch.cu_seqlens.size(); ++d) {
+      const int64_t begin = batch.cu_seqlens[d], length = batch.cu_seqlens[d + 1] - begin;
+      if (length == 0) continue;
+      nn::KvCache cache = decoder.make_cache(length, format);
+      hidden.push_back(decoder.next_hidden(tokens.tokens_T.narrow(0, begin, length), cache));
+    }
+    const at::Tensor hidden_TD = at::cat(hidden);
+    sum += decoder.loss(hidden_TD, tokens.targets_T, 1.0, details.parts != nullptr ? &token_loss_T : nullptr)
+               .item<double>();
+    if (details.parts != nullptr) add_parts(batch, token_loss_T, *details.parts);
+    if (details.likeliest_tokens != nullptr)
+      details.likeliest_tokens->push_back(likeliest(decoder, hidden_TD, tokens.targets_T));
+    result.num_targets += batch.num_targets;
+    result.target_bytes += batch.target_bytes;
+  }
+  result.loss = result.num_targets > 0 ? sum / static_cast<double>(result.num_targets) : 0;
+  result.perplexity = std::exp(result.loss);
+  if (result.target_bytes > 0)
+    result.bits_per_byte = sum / static_cast<double>(result.target_bytes) / std::numbers::ln2;
+  return result;
+}
+
 Evaluation evaluate_both(const nn::Decoder& decoder, Quantisation* quantisation, data::ValidationSet& set,
                          int64_t max_batches, const parallel::Mesh* mesh) {
   if (quantisation == nullptr) return evaluate(decoder, set, max_batches, mesh);

@@ -45,6 +45,12 @@ struct EvaluationDetails {
 Evaluation evaluate(const nn::Decoder& decoder, data::ValidationSet& set, int64_t max_batches = 0,
                     const parallel::Mesh* mesh = nullptr, const EvaluationDetails& details = {});
 
+// The same through a cache of this format, as generation passes tokens: the keys and values that a token
+// sees, its own too, are those that the cache holds. Document by document, so slower. No statistics of
+// routing.
+Evaluation evaluate_cached(const nn::Decoder& decoder, data::ValidationSet& set, nn::KvFormat format,
+                           int64_t max_batches = 0, const EvaluationDetails& details = {});
+
 // The same with quantised products, and float_loss by a second pass without them; `quantisation` null:
 // evaluate().
 Evaluation evaluate_both(const nn::Decoder& decoder, Quantisation* quantisation, data::ValidationSet& set,
