@@ -75,13 +75,16 @@ void run_quantize(const QuantizeArguments& arguments) {
 
 void add_quantize_command(CLI::App& app) {
   CLI::App* command =
-      app.add_subcommand("quantize", "Make a run whose weights are 8-bit integers, for eval and generate");
+      app.add_subcommand("quantize", "Make a run whose weights are integers, for eval and generate");
   auto arguments = std::make_shared<QuantizeArguments>();
   command->add_option("run", arguments->options.from, "Run folder or checkpoint")->required();
   command->add_option("out", arguments->options.to, "Run folder to make")->required();
   command
       ->add_option("--scheme", arguments->options.scheme,
-                   "int8-w8a8: weights and activations in 8 bits; int8-w8a16: activations in 16")
+                   "int8-w8a8: weights and activations in 8 bits; int8-w8a16: activations in 16; "
+                   "int4-w4a16: weights in 4 bits with a scale per group")
+      ->capture_default_str();
+  command->add_option("--group", arguments->options.group, "int4: values along an input that share a scale")
       ->capture_default_str();
   command
       ->add_option("--calibrate", arguments->options.calibration,

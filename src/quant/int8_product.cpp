@@ -1,11 +1,9 @@
 // Shapes: T tokens, R rows (T*K), D model width, F expert width, E experts.
 #include "quant/int8_product.h"
 
-#include <ATen/ops/clamp.h>
-#include <ATen/ops/sigmoid.h>
-
 #include "base/check.h"
 #include "ops/expert_rows.h"
+#include "quant/expert_activation.h"
 
 namespace moebius::quant {
 namespace {
@@ -13,26 +11,13 @@ namespace {
 constexpr struct {
   Scheme scheme;
   const char* name;
-} kSchemes[] = {{Scheme::int8_w8a8, "int8-w8a8"}, {Scheme::int8_w8a16, "int8-w8a16"}};
+} kSchemes[] = {
+    {Scheme::int8_w8a8, "int8-w8a8"}, {Scheme::int8_w8a16, "int8-w8a16"}, {Scheme::int4_w4a16, "int4-w4a16"}};
 
 const Int8Product& as_int8(const Product* product) {
   const auto* const own = dynamic_cast<const Int8Product*>(product);
   MOEBIUS_CHECK(own != nullptr, "experts' weights of two kinds");
   return *own;
-}
-
-at::Tensor as_fp32(const at::Tensor& bias) {
-  return bias.defined() ? bias.detach().to(at::kFloat).contiguous() : at::Tensor();
-}
-
-// gate_up_R2F fp32.
-at::Tensor activation_of(const at::Tensor& gate_up_R2F, const ops::ExpertForm& form,
-                         const ops::Routing& routing) {
-  if (!form.clamped) return ops::activate_rows(gate_up_R2F, routing);
-  const at::Tensor pairs = gate_up_R2F.unflatten(1, {-1, 2});
-  const at::Tensor gate = pairs.select(2, 0).clamp_max(form.limit);
-  const at::Tensor up = pairs.select(2, 1).clamp(-form.limit, form.limit);
-  return ((up + 1) * gate * at::sigmoid(gate * form.alpha)).contiguous();
 }
 
 }  // namespace
@@ -61,6 +46,7 @@ Int8Product::Int8Product(const at::Tensor& codes, const at::Tensor& scales, Sche
       activations_(scheme == Scheme::int8_w8a16 ? ops::Int8Activations::two_digits
                                                 : ops::Int8Activations::one_digit),
       dtype_(dtype) {
+  MOEBIUS_CHECK(scheme != Scheme::int4_w4a16, "int4 weights have another product");
   MOEBIUS_CHECK_EQ(codes.dim(), use == WeightUse::linear ? 2 : 3);
 }
 
@@ -76,10 +62,10 @@ at::Tensor Int8Product::expert_ffn(const at::Tensor& x_TD, const ops::Routing& r
     return ops::int8_expert_ffn(x_TD, weight_, down.weight_, routing, activations_);
   }
   const at::Tensor gate_up_R2F = ops::int8_grouped_mm(x_TD, routing.order_R, routing.weights_TK.size(1),
-                                                      weight_, as_fp32(experts.form.gate_up_bias_E2F),
+                                                      weight_, fp32_bias(experts.form.gate_up_bias_E2F),
                                                       routing.offsets_E1, at::kFloat, activations_);
-  const at::Tensor y_RD = ops::int8_grouped_mm(activation_of(gate_up_R2F, experts.form, routing), {}, 1,
-                                               down.weight_, as_fp32(experts.form.down_bias_ED),
+  const at::Tensor y_RD = ops::int8_grouped_mm(expert_activation(gate_up_R2F, experts.form, routing), {}, 1,
+                                               down.weight_, fp32_bias(experts.form.down_bias_ED),
                                                routing.offsets_E1, x_TD.scalar_type(), down.activations_);
   return ops::combine_rows(y_RD, routing.weights_TK.detach().contiguous(), routing);
 }

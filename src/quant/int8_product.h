@@ -17,6 +17,7 @@ namespace moebius::quant {
 enum class Scheme : uint8_t {
   int8_w8a8,   // weights int8 per output channel, activations int8 per token, ranges as they come
   int8_w8a16,  // the same weights, activations of 16 bits per token (ops::Int8Activations::two_digits)
+  int4_w4a16,  // weights int4 with a scale per group of inputs, activations of 16 bits (quant/int4_product.h)
 };
 
 const char* name_of(Scheme scheme);

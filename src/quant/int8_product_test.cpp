@@ -112,7 +112,7 @@ TEST(Int8Product, a_row_that_is_not_finite_stays_alone) {
 
 TEST(Int8Product, schemes_have_names) {
   for (const std::string& name : scheme_names()) EXPECT_EQ(name_of(*scheme_of(name)), name);
-  EXPECT_FALSE(scheme_of("int4-w4a16"));
+  EXPECT_FALSE(scheme_of("int3-w3a16"));
 }
 
 }  // namespace

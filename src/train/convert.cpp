@@ -12,6 +12,7 @@
 #include "moe/moe_feed_forward.h"
 #include "moe/upcycle.h"
 #include "train/model_files.h"
+#include "train/quantised_model.h"
 
 namespace moebius::train {
 namespace {
@@ -46,6 +47,17 @@ std::string starting_config(config::RunConfig config, const fs::path& run_dir) {
   return "# Goes on from the weights in this folder:\n#   moebius train " +
          (run_dir / "config.toml").string() + " --run NEW --set data.files=TEXT --set train.steps=N\n" +
          config::dump(config, config::DumpStyle::kMinimal);
+}
+
+// A quantised model for an export.
+LoadedModel map_integers(const ckpt::Checkpoint& checkpoint, quant::Scheme scheme,
+                         hf::IntegerWeights& integers) {
+  std::vector<MappedCodes> codes;
+  LoadedModel loaded = map_quantised_model(checkpoint, scheme, codes);
+  integers.group = group_of(checkpoint, scheme);
+  integers.rounds_activations = scheme == quant::Scheme::int8_w8a8;
+  for (MappedCodes& each : codes) integers.by_param[each.name] = {each.codes, each.scales, integers.group};
+  return loaded;
 }
 
 }  // namespace
@@ -89,9 +101,13 @@ FromHfResult convert_from_hf(const FromHfOptions& options) {
 }
 
 ToHfResult convert_to_hf(const ToHfOptions& options) {
-  const LoadedModel loaded = map_model(options.from);
+  const ckpt::Checkpoint checkpoint = ckpt::open_run_or_checkpoint(options.from);
+  const std::optional<quant::Scheme> scheme = scheme_of(checkpoint);
+  hf::IntegerWeights integers;
+  const LoadedModel loaded = scheme ? map_integers(checkpoint, *scheme, integers) : map_model(checkpoint);
   const fs::path run_dir = loaded.run_dir();
   hf::ExportOptions out;
+  if (scheme) out.integers = &integers;
   out.family = options.family;
   out.shard_bytes = options.shard_bytes;
   out.max_positions = loaded.config.train.sequence;

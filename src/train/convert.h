@@ -45,6 +45,7 @@ struct ToHfResult {
   int64_t num_bytes = 0;
 };
 
+// A quantised run is written as the package compressed-tensors lays it out (ckpt/hf/compressed_tensors.h).
 ToHfResult convert_to_hf(const ToHfOptions& options);
 
 struct UpcycleOptions {

@@ -220,4 +220,12 @@ LoadedModel map_model(const ckpt::Checkpoint& checkpoint) {
   return loaded;
 }
 
+LoadedModel map_quantised_model(const ckpt::Checkpoint& checkpoint, quant::Scheme scheme,
+                                std::vector<MappedCodes>& codes) {
+  LoadedModel loaded = described_model(checkpoint, at::kCPU, false);
+  codes = map_quantised(checkpoint, scheme, *loaded.decoder);
+  loaded.scheme = quant::name_of(scheme);
+  return loaded;
+}
+
 }  // namespace moebius::train

@@ -10,6 +10,7 @@
 #include "config/train_config.h"
 #include "data/tokenizer.h"
 #include "nn/decoder.h"
+#include "quant/int8_product.h"
 #include "train/quantisation.h"
 
 namespace moebius::parallel {
@@ -17,6 +18,8 @@ class Mesh;
 }
 
 namespace moebius::train {
+
+struct MappedCodes;  // train/quantised_model.h
 
 // Group names in checkpoints.
 inline constexpr char kModelGroup[] = "model";
@@ -90,5 +93,8 @@ LoadedModel load_model_quantised(const std::filesystem::path& path, at::Device d
 // be read (Checkpoint::mapped).
 LoadedModel map_model(const std::filesystem::path& path);
 LoadedModel map_model(const ckpt::Checkpoint& checkpoint);
+// The same of a quantised checkpoint: parameters that are codes have no value; `codes` gets them.
+LoadedModel map_quantised_model(const ckpt::Checkpoint& checkpoint, quant::Scheme scheme,
+                                std::vector<MappedCodes>& codes);
 
 }  // namespace moebius::train

@@ -13,10 +13,12 @@ namespace moebius::train {
 struct QuantiseOptions {
   std::filesystem::path from, to;  // run folder or checkpoint; run folder to make
   std::string scheme = "int8-w8a8";
+  int64_t group = 128;  // of int4: values along an input that share a scale; a multiple of 64
   // A text or corpus; where given, the float model reads up to 32,768 tokens of it first, and the report says
   // what each weight is multiplied with. Ranges of activations are each row's own when the model runs: the
   // text decides nothing about the result.
   std::filesystem::path calibration = {};
+  // Called before each weight; what it throws ends the work, which a later call goes on with.
   std::function<void(const std::string& name, int64_t index, int64_t count)> progress = {};
 };
 
@@ -42,6 +44,7 @@ struct QuantiseResult {
   std::string scheme;
   std::vector<QuantisedWeight> weights;
   std::vector<std::string> left_float;  // weights of products that stay as they are
+  int64_t num_resumed = 0;              // weights that an earlier call had done
   // Of the model's tensors: as they were, as they are; and of the quantised weights alone.
   int64_t bytes_before = 0, bytes_after = 0;
   int64_t weight_bytes_before = 0, weight_bytes_after = 0;
@@ -50,10 +53,12 @@ struct QuantiseResult {
 };
 
 // Weights are read from the source's memory maps one at a time, and written row by row: host memory is that
-// of one weight's channel ranges and of what the system keeps of the files. The run folder appears when it is
-// complete; quantisation.json in it holds the result. UserError for an unknown scheme, a checkpoint that is
-// quantised already, a weight with values or with an input on the calibration text that are not finite
-// (named), and a calibration text of fewer than 512 tokens.
+// of one weight's scales and of what the system keeps of the files. Each goes to a folder beside the run to
+// be made (train/quantise_spool.h) until all are done: the same call after a kill goes on there, and gives
+// the same bytes. The run folder appears when it is complete; quantisation.json in it holds the result.
+// UserError for an unknown scheme, a group that the kernels do not know, a checkpoint that is quantised
+// already, a weight with values or with an input on the calibration text that are not finite (named), and a
+// calibration text of fewer than 512 tokens.
 QuantiseResult quantise_run(const QuantiseOptions& options);
 
 }  // namespace moebius::train

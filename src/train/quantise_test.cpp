@@ -57,10 +57,12 @@ TEST_F(Quantise, keeps_the_loss_and_halves_the_weights) {
     const QuantiseResult result = quantise("kept-" + scheme, scheme);
     EXPECT_EQ(result.weights.size(), 2u * 2 + 2 + 4);  // attention; dense layer; experts and the shared one
     EXPECT_TRUE(result.left_float.empty());
+    const bool is_int4 = scheme == "int4-w4a16";
     for (const QuantisedWeight& weight : result.weights) {
       EXPECT_GT(weight.relative_error, 1e-3) << weight.name;
-      EXPECT_LT(weight.relative_error, 2e-2) << weight.name;
-      EXPECT_EQ(weight.clipped_share, 0) << weight.name;
+      EXPECT_LT(weight.relative_error, is_int4 ? 2e-1 : 2e-2) << weight.name;
+      // The range with the least error leaves some values of a group out.
+      EXPECT_EQ(weight.clipped_share > 0, is_int4) << weight.name;
       EXPECT_GE(weight.range, weight.smallest_range) << weight.name;
     }
     const LoadedModel held = load_model_to_run(path("kept-" + scheme), at::kCPU);
@@ -72,8 +74,23 @@ TEST_F(Quantise, keeps_the_loss_and_halves_the_weights) {
       num_products += param.product != nullptr;
     }
     EXPECT_EQ(num_products, 10);
-    EXPECT_NEAR(loss_of(held), before, 5e-3);
+    EXPECT_NEAR(loss_of(held), before, is_int4 ? 5e-2 : 5e-3);
   }
+}
+
+TEST_F(Quantise, a_cache_in_int8_costs_little) {
+  const LoadedModel model = load_model_to_run(path("float"), at::kCPU);
+  const auto parts =
+      data::open_for_evaluation(path("text.txt").string(), model.tokenizer, path("corpora"), {});
+  data::ValidationSet set(parts, model.tokenizer, model.config.model.vocab, 32, 4);
+  const double before = evaluate(*model.decoder, set, 4).loss;
+  EXPECT_NEAR(evaluate_cached(*model.decoder, set, nn::KvFormat::model, 4).loss, before, 1e-5);
+  const double rounded = evaluate_cached(*model.decoder, set, nn::KvFormat::int8, 4).loss;
+  EXPECT_NE(rounded, before);
+  EXPECT_NEAR(rounded, before, 2e-3);
+  // Heads of 8 channels in fp32: 8 bytes and a scale instead of 32.
+  EXPECT_LT(model.decoder->make_cache(64, nn::KvFormat::int8).num_bytes(),
+            model.decoder->make_cache(64).num_bytes() / 2);
 }
 
 TEST_F(Quantise, generates_the_same_with_and_without_a_cache) {
@@ -99,6 +116,48 @@ TEST_F(Quantise, writes_the_same_bytes_again) {
   const std::string file = "checkpoints/step-000060/model-00001-of-00001.safetensors";
   EXPECT_EQ(read_file(path("first") / file), read_file(path("second") / file));
   EXPECT_THAT(read_file(path("first") / "quantisation.json"), HasSubstr("\"scheme\": \"int8-w8a8\""));
+}
+
+TEST_F(Quantise, goes_on_where_it_was_stopped) {
+  const std::string file = "checkpoints/step-000060/model-00001-of-00001.safetensors";
+  for (const std::string scheme : {"int8-w8a8", "int4-w4a16"}) {
+    quantise("whole-" + scheme, scheme);
+    QuantiseOptions options;
+    options.from = path("float");
+    options.to = path("stopped-" + scheme);
+    options.scheme = scheme;
+    int num_seen = 0;
+    options.progress = [&](const std::string&, int64_t index, int64_t count) {
+      if (index > count / 2) throw std::runtime_error("killed");
+      ++num_seen;
+    };
+    EXPECT_THROW(quantise_run(options), std::runtime_error);
+    EXPECT_FALSE(fs::exists(options.to));
+    options.progress = {};
+    const QuantiseResult result = quantise_run(options);
+    EXPECT_GT(result.num_resumed, 0);
+    EXPECT_LT(result.num_resumed, static_cast<int64_t>(result.weights.size()));
+    EXPECT_EQ(read_file(options.to / file), read_file(path("whole-" + scheme) / file));
+    EXPECT_EQ(read_file(options.to / "quantisation.json"),
+              read_file(path("whole-" + scheme) / "quantisation.json"));
+    EXPECT_FALSE(fs::exists(path("stopped-" + scheme + ".quantising")));
+  }
+  // Work for another scheme is of no use.
+  QuantiseOptions options;
+  options.from = path("float");
+  options.to = path("changed");
+  options.progress = [](const std::string&, int64_t index, int64_t count) {
+    if (index + 1 == count) throw std::runtime_error("killed");
+  };
+  EXPECT_THROW(quantise_run(options), std::runtime_error);
+  options.progress = {};
+  options.scheme = "int8-w8a16";
+  EXPECT_EQ(quantise_run(options).num_resumed, 0);
+  options.to = path("grouped");
+  options.scheme = "int4-w4a16";
+  options.group = 100;
+  EXPECT_THAT(message_of<UserError>([&] { quantise_run(options); }),
+              AllOf(HasSubstr("100"), HasSubstr("multiple of 64")));
 }
 
 TEST_F(Quantise, refuses_what_it_cannot_do) {

@@ -13,8 +13,10 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/test_folder.h"
+#include "ckpt/hf/model_folder.h"
 #include "train/convert.h"
 #include "train/model_files.h"
+#include "train/quantise.h"
 
 namespace moebius::train {
 namespace {
@@ -115,6 +117,70 @@ TEST_F(Verify, a_converted_model_is_a_run_that_loads_and_comes_back) {
   EXPECT_EQ(read_file(out / "model.safetensors"), read_file(model_ / "model.safetensors"));
   EXPECT_THROW(convert_from_hf({.from = model_, .to = run}), UserError);
   EXPECT_THROW(convert_to_hf({.from = run, .to = out}), UserError);
+}
+
+// The vocabulary of 61 is smaller than the tokenizer's: only what the run says of its tokenizer is looked at.
+TEST_F(Verify, a_model_that_comes_with_a_tokenizer_keeps_it) {
+  const fs::path run = folder_.path() / "run", source = folder_.path() / "with-tokenizer";
+  fs::copy(model_, source);
+  fs::copy(golden_models().parent_path() / "sentencepiece-test_model.model", source / "tokenizer.model");
+  const FromHfResult result = convert_from_hf({.from = source, .to = run});
+  EXPECT_FALSE(result.config.data.synthetic);
+  EXPECT_EQ(result.config.data.tokenizer, "tokenizer.model");
+  EXPECT_EQ(read_file(run / "tokenizer.model"), read_file(source / "tokenizer.model"));
+  EXPECT_EQ(map_model(run).config.data.tokenizer, "tokenizer.model");
+}
+
+// Every value of the folder that a quantised run came from lies within half a step of what is written of it.
+TEST_F(Verify, a_quantised_model_is_written_as_compressed_tensors_has_it) {
+  const fs::path run = folder_.path() / "run";
+  convert_from_hf({.from = model_, .to = run});
+  const auto quantised = [&](const std::string& scheme) {
+    QuantiseOptions options;
+    options.from = run;
+    options.to = folder_.path() / scheme;
+    options.scheme = scheme;
+    quantise_run(options);
+    return options.to;
+  };
+  const auto source = ckpt::hf::ModelFolder::open(model_);
+  for (const std::string scheme : {"int8-w8a8", "int8-w8a16"}) {
+    SCOPED_TRACE(scheme);
+    const fs::path out = folder_.path() / ("out-" + scheme);
+    convert_to_hf({.from = quantised(scheme), .to = out});
+    const auto folder = ckpt::hf::ModelFolder::open(out);
+    const auto values = [](const auto& from, const std::string& name) {
+      return reinterpret_cast<const float*>(from.bytes(from.entries().at(name)).data());
+    };
+    int num_modules = 0;
+    for (const auto& [name, entry] : folder.entries()) {
+      if (!name.ends_with(".weight_scale")) continue;
+      ++num_modules;
+      const std::string module = name.substr(0, name.size() - std::string("_scale").size());
+      const auto& held = source.entries().at(module);
+      const int64_t rows = held.spec.shape[0], width = held.spec.shape[1];
+      const float* const wanted = values(source, module);
+      const float* const scales = values(folder, name);
+      const bool is_packed = scheme != "int8-w8a8";
+      const auto& codes_entry = folder.entries().at(is_packed ? module + "_packed" : module);
+      EXPECT_EQ(codes_entry.spec.dtype, is_packed ? ckpt::DType::i32 : ckpt::DType::i8);
+      // The bytes of words lie in the order of their codes.
+      const auto* const bytes = reinterpret_cast<const uint8_t*>(folder.bytes(codes_entry).data());
+      for (int64_t i = 0; i < rows * width; ++i) {
+        const int code = is_packed ? bytes[i] - 128 : static_cast<int8_t>(bytes[i]);
+        const float scale = scales[i / width];
+        ASSERT_NEAR(static_cast<float>(code) * scale, wanted[i], 0.5001f * scale) << module << " " << i;
+      }
+    }
+    EXPECT_GT(num_modules, 8);
+    const std::string config = read_file(out / "config.json");
+    EXPECT_THAT(config, HasSubstr("\"quant_method\": \"compressed-tensors\""));
+    EXPECT_THAT(config, HasSubstr("block_sparse_moe.gate"));
+  }
+  const fs::path int4 = quantised("int4-w4a16");
+  EXPECT_THAT(message_of<UserError>([&] { convert_to_hf({.from = int4, .to = folder_.path() / "never"}); }),
+              HasSubstr("no multiple of 128"));
+  EXPECT_FALSE(fs::exists(folder_.path() / "never"));
 }
 
 TEST_F(Verify, tokens_that_end_a_text_are_read_from_what_came_with_the_model) {

@@ -159,13 +159,6 @@ Choice choose_family(const config::ModelConfig& model, const Carried& carried, D
                    "\nname one with --family to see all that it lacks");
 }
 
-// A tensor to be written.
-struct Item {
-  const Piece* piece;
-  const nn::Param* param;
-  DType dtype;
-};
-
 std::string shard_name(size_t shard, size_t count) {
   if (count == 1) return "model.safetensors";
   char text[64];
@@ -173,11 +166,11 @@ std::string shard_name(size_t shard, size_t count) {
   return text;
 }
 
-std::vector<std::vector<Item>> cut(const std::vector<Item>& items, int64_t shard_bytes) {
-  std::vector<std::vector<Item>> shards;
+std::vector<std::vector<DiskTensor>> cut(const std::vector<DiskTensor>& items, int64_t shard_bytes) {
+  std::vector<std::vector<DiskTensor>> shards;
   int64_t filled = 0;
-  for (const Item& item : items) {
-    const int64_t num_bytes = item.piece->num_elements() * static_cast<int64_t>(item_bytes(item.dtype));
+  for (const DiskTensor& item : items) {
+    const auto num_bytes = static_cast<int64_t>(item.spec.num_bytes().value());
     if (shards.empty() || (filled > 0 && filled + num_bytes > shard_bytes)) {
       shards.emplace_back();
       filled = 0;
@@ -188,18 +181,15 @@ std::vector<std::vector<Item>> cut(const std::vector<Item>& items, int64_t shard
   return shards;
 }
 
-int64_t write_shard(const fs::path& path, const std::vector<Item>& items, int64_t before,
+int64_t write_shard(const fs::path& path, const std::vector<DiskTensor>& items, int64_t before,
                     const ExportOptions& options) {
   std::vector<TensorSpec> specs;
-  for (const Item& item : items) specs.push_back({item.piece->name, item.dtype, item.piece->shape});
+  for (const DiskTensor& item : items) specs.push_back(item.spec);
   const SafetensorsLayout layout = layout_safetensors(specs, {{"format", "pt"}});
   AtomicFile file(path, static_cast<int64_t>(layout.file_bytes));
   file.write(layout.head);
   // Each tensor is put together while the one before it is written.
-  const auto as_on_disk = [&](size_t i) {
-    const Item& item = items[layout.source[i]];
-    return copy_to_disk(*item.piece, item.param->value).to(scalar_type_of(item.dtype));
-  };
+  const auto as_on_disk = [&](size_t i) { return items[layout.source[i]].make(); };
   std::future<at::Tensor> next = std::async(std::launch::async, as_on_disk, 0);
   for (size_t i = 0; i < layout.tensors.size(); ++i) {
     const at::Tensor disk = next.get();
@@ -308,17 +298,27 @@ int64_t export_model(const config::ModelConfig& model, const std::string& precis
   const std::vector<Piece> pieces = choice.family->pieces(model, JsonReader(json, "config.json"));
   std::map<std::string, const nn::Param*> by_name;
   for (const nn::Param& param : params.params()) by_name[param.spec.name] = &param;
-  std::vector<Item> items;
+  std::vector<DiskTensor> items;
   for (const Piece& piece : pieces) {
     // Where a config came with the weights, so did the copies that its users look for.
     if (piece.is_copy && !carried.config_text.empty() && !carried.copies.contains(piece.name)) continue;
     const auto found = by_name.find(piece.param);
     MOEBIUS_CHECK(found != by_name.end(), piece.name, " comes from the parameter ", piece.param,
                   ", which is not there");
+    if (options.integers != nullptr) {
+      const auto held = options.integers->by_param.find(piece.param);
+      if (held != options.integers->by_param.end()) {
+        for (DiskTensor& tensor : compressed(piece, held->second, options.integers->is_packed()))
+          items.push_back(std::move(tensor));
+        continue;
+      }
+    }
     DType dtype = found->second->spec.is_buffer ? DType::f32 : most;
     const auto exception = carried.exceptions.find(piece.name);
     if (keeps_dtype && exception != carried.exceptions.end()) dtype = exception->second;
-    items.push_back({&piece, found->second, dtype});
+    items.push_back({{piece.name, dtype, piece.shape}, [&piece, param = found->second, dtype] {
+                       return copy_to_disk(piece, param->value).to(scalar_type_of(dtype));
+                     }});
   }
 
   if (!options.carried.empty() && fs::exists(options.carried))
@@ -326,14 +326,17 @@ int64_t export_model(const config::ModelConfig& model, const std::string& precis
   for (const fs::path& file : options.extra_files)
     if (!fs::exists(folder.path() / file.filename()))
       write_file_atomic(folder.path() / file.filename(), read_file(file));
-  write_file_atomic(folder.path() / "config.json", choice.config_text);
-  const std::vector<std::vector<Item>> shards = cut(items, options.shard_bytes);
+  write_file_atomic(folder.path() / "config.json",
+                    options.integers == nullptr
+                        ? choice.config_text
+                        : with_compression(choice.config_text, *options.integers, pieces));
+  const std::vector<std::vector<DiskTensor>> shards = cut(items, options.shard_bytes);
   ordered_json map;
   int64_t total = 0;
   for (size_t i = 0; i < shards.size(); ++i) {
     const std::string name = shard_name(i, shards.size());
     total += write_shard(folder.path() / name, shards[i], total, options);
-    for (const Item& item : shards[i]) map[item.piece->name] = name;
+    for (const DiskTensor& item : shards[i]) map[item.spec.name] = name;
   }
   if (shards.size() > 1) {
     ordered_json index;

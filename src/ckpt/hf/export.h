@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "ckpt/hf/compressed_tensors.h"
 #include "ckpt/hf/plan.h"
 #include "ckpt/safetensors.h"
 #include "config/model_config.h"
@@ -35,6 +36,8 @@ struct ExportOptions {
   std::vector<std::filesystem::path> extra_files;  // copied into the folder unless carried
   int64_t shard_bytes = 5'000'000'000;
   int64_t max_positions = 0;  // for config.json, where nothing is carried
+  // Parameters that are integers, whose values are not read; null: none.
+  const IntegerWeights* integers = nullptr;
   std::function<void(int64_t num_bytes)> progress;
 };
 
