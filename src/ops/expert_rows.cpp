@@ -1,6 +1,7 @@
 #include "ops/expert_rows.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros_like.h>
 
 #include "ops/device.h"
 
@@ -10,6 +11,25 @@ namespace {
 // Number of rows in use: the last offset, where it lies (device memory on a device).
 const int32_t* valid_rows(const Routing& routing) {
   return routing.offsets_E1.const_data_ptr<int32_t>() + routing.offsets_E1.size(0) - 1;
+}
+
+// Both matrices are replaced by what comes of them.
+void run_activation_backward(const at::Tensor& gate_up_R2F, const at::Tensor& grad_RF,
+                             const at::Tensor& scale, const at::Tensor& grad_scale, const int32_t* slots,
+                             const Routing& routing) {
+  kernels::SwigluBackwardArgs args{};
+  args.gate_up = gate_up_R2F.const_data_ptr();
+  args.grad_out = grad_RF.const_data_ptr();
+  args.row_scale = scale.const_data_ptr<float>();
+  args.grad_gate_up = gate_up_R2F.mutable_data_ptr();
+  args.act_scaled = grad_RF.mutable_data_ptr();
+  args.grad_row_scale = grad_scale.mutable_data_ptr<float>();
+  args.valid_rows = valid_rows(routing);
+  args.num_rows = gate_up_R2F.size(0);
+  args.width = grad_RF.size(1);
+  args.dtype = kernel_dtype(gate_up_R2F);
+  args.slots = slots;
+  kernel_table(gate_up_R2F.device()).swiglu_backward(args, current_stream(gate_up_R2F.device()));
 }
 
 }  // namespace
@@ -61,19 +81,16 @@ at::Tensor combine_rows(const at::Tensor& rows_RD, const at::Tensor& weights_TK,
 RowActivationGrads activate_rows_backward(at::Tensor gate_up_R2F, at::Tensor grad_RF,
                                           const at::Tensor& row_scale_R, const Routing& routing) {
   at::Tensor grad_row_scale_R = at::empty({gate_up_R2F.size(0)}, gate_up_R2F.options().dtype(at::kFloat));
-  kernels::SwigluBackwardArgs args{};
-  args.gate_up = gate_up_R2F.const_data_ptr();
-  args.grad_out = grad_RF.const_data_ptr();
-  args.row_scale = row_scale_R.const_data_ptr<float>();
-  args.grad_gate_up = gate_up_R2F.mutable_data_ptr();
-  args.act_scaled = grad_RF.mutable_data_ptr();
-  args.grad_row_scale = grad_row_scale_R.mutable_data_ptr<float>();
-  args.valid_rows = valid_rows(routing);
-  args.num_rows = gate_up_R2F.size(0);
-  args.width = grad_RF.size(1);
-  args.dtype = kernel_dtype(gate_up_R2F);
-  kernel_table(gate_up_R2F.device()).swiglu_backward(args, current_stream(gate_up_R2F.device()));
+  run_activation_backward(gate_up_R2F, grad_RF, row_scale_R, grad_row_scale_R, nullptr, routing);
   return {std::move(gate_up_R2F), std::move(grad_RF), std::move(grad_row_scale_R)};
+}
+
+RoutedActivationGrads activate_routed_backward(at::Tensor gate_up_R2F, at::Tensor grad_RF,
+                                               const at::Tensor& weights_TK, const Routing& routing) {
+  at::Tensor grad_weights_TK = at::zeros_like(weights_TK);
+  run_activation_backward(gate_up_R2F, grad_RF, weights_TK, grad_weights_TK,
+                          routing.order_R.const_data_ptr<int32_t>(), routing);
+  return {std::move(gate_up_R2F), std::move(grad_RF), std::move(grad_weights_TK)};
 }
 
 at::Tensor rows_to_slots(const at::Tensor& values_R, const Routing& routing) {

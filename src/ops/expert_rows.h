@@ -26,6 +26,16 @@ RowActivationGrads activate_rows_backward(at::Tensor gate_up_R2F, at::Tensor gra
 // y_TD = sum over k of weight[t, k] * row of slot (t, k); weights_TK undefined: 1.
 at::Tensor combine_rows(const at::Tensor& rows_RD, const at::Tensor& weights_TK, const Routing& routing);
 
+// The same with router weights per slot (t, k), weights_TK, and their gradient likewise (0 for dropped
+// slots).
+struct RoutedActivationGrads {
+  at::Tensor gate_up_R2F;    // was: gate_up
+  at::Tensor act_scaled_RF;  // was: the gradient after the down projection's input
+  at::Tensor weights_TK;     // gradient of the router weights
+};
+RoutedActivationGrads activate_routed_backward(at::Tensor gate_up_R2F, at::Tensor grad_RF,
+                                               const at::Tensor& weights_TK, const Routing& routing);
+
 // A value per row as a value per slot (t, k); 0 for dropped slots.
 at::Tensor rows_to_slots(const at::Tensor& values_R, const Routing& routing);
 

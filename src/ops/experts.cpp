@@ -62,8 +62,8 @@ class ExpertFfn : public torch::autograd::Function<ExpertFfn> {
 
     RowOperand grad_y_rows = routed_rows_for(grad_y_TD, routing, down_EDF.size(2), true);
     at::Tensor grad_act_RF = grouped_mm_input_grad(grad_y_rows, down_EDF, offsets_E1);
-    RowActivationGrads act = activate_rows_backward(std::move(gate_up_R2F), std::move(grad_act_RF),
-                                                    slots_to_rows(weights_TK, routing), routing);
+    RoutedActivationGrads act =
+        activate_routed_backward(std::move(gate_up_R2F), std::move(grad_act_RF), weights_TK, routing);
     at::Tensor grad_down_EDF, grad_gate_up_E2FD, grad_x_TD, grad_weights_TK;
     if (const auto later = ctx->saved_data.find("later"); later != ctx->saved_data.end()) {
       // What the products of the weights' gradients read stays until then.
@@ -75,12 +75,12 @@ class ExpertFfn : public torch::autograd::Function<ExpertFfn> {
       weights->add(gate_up_E2FD, [rows, x_TD, routing, width = gate_up_E2FD.size(1)] {
         return grouped_mm_weight_grad(rows, routed_rows_for(x_TD, routing, width, true), routing.offsets_E1);
       });
-      if (ctx->needs_input_grad(3)) grad_weights_TK = rows_to_slots(act.row_scale_R, routing);
+      if (ctx->needs_input_grad(3)) grad_weights_TK = act.weights_TK;
       if (ctx->needs_input_grad(0))
         grad_x_TD = combine_rows(grouped_mm_input_grad(rows, gate_up_E2FD, offsets_E1), {}, routing);
       return {grad_x_TD, {}, {}, grad_weights_TK, {}, {}, {}, {}};
     }
-    if (ctx->needs_input_grad(3)) grad_weights_TK = rows_to_slots(act.row_scale_R, routing);
+    if (ctx->needs_input_grad(3)) grad_weights_TK = act.weights_TK;
     if (ctx->needs_input_grad(2))
       grad_down_EDF = grouped_mm_weight_grad(grad_y_rows, {act.act_scaled_RF, {}, 1}, offsets_E1);
     grad_y_rows = {};

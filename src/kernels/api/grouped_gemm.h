@@ -37,6 +37,9 @@ struct GroupedGemmArgs {
   // forward on the GPU: (R, N / 2) out, the activation of kernels/api/swiglu.h of the result as rounded to
   // bf16; out may then be null (not kept). Null: no activation.
   void* act;
+  // 0: the device chooses the kernel; v > 0: number v - 1 of KernelTable::grouped_gemm_variants for this
+  // product.
+  int32_t variant;
 };
 
 }  // namespace moebius::kernels

@@ -32,6 +32,9 @@ struct SwigluBackwardArgs {
   int64_t num_rows;
   int64_t width;
   DType dtype;
+  // (R) or null: w of row r and its gradient are elements slots[r] of row_scale and grad_row_scale instead;
+  // elements of no row that counts are left unwritten.
+  const int32_t* slots = nullptr;
 };
 
 }  // namespace moebius::kernels

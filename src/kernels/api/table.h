@@ -35,6 +35,9 @@ struct KernelTable {
   void (*attention_backward)(const AttentionBackwardArgs&, Stream);  // null on CUDA
   void (*grouped_gemm)(const GroupedGemmArgs&, Stream);
   bool (*grouped_gemm_serves)(const GroupedGemmArgs&);  // whether it computes this; null: everything
+  // Names of the kernels that can compute this, the first `most` of them into `names` (static strings);
+  // returns how many there are. Null: there is no choice.
+  int32_t (*grouped_gemm_variants)(const GroupedGemmArgs&, const char** names, int32_t most) = nullptr;
   void (*cross_entropy)(const CrossEntropyArgs&, Stream);
   void (*adamw)(const AdamWArgs&, Stream);
   void (*adamw_8bit)(const AdamWArgs&, Stream);  // of tensors with scales

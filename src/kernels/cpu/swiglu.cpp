@@ -57,7 +57,8 @@ void backward_rows(const SwigluBackwardArgs& a, int64_t begin, int64_t end) {
     const T* grad_out = static_cast<const T*>(a.grad_out) + r * width;
     T* grad_in = static_cast<T*>(a.grad_gate_up) + 2 * r * width;
     T* act_scaled = a.act_scaled == nullptr ? nullptr : static_cast<T*>(a.act_scaled) + r * width;
-    const Vf w = hn::Set(d, a.row_scale == nullptr ? 1.0f : a.row_scale[r]);
+    const int64_t slot = a.slots == nullptr ? r : a.slots[r];
+    const Vf w = hn::Set(d, a.row_scale == nullptr ? 1.0f : a.row_scale[slot]);
     Vf dot = hn::Zero(d);
     Vf gate, up, grad_gate, grad_up, act;
     int64_t i = 0;
@@ -78,7 +79,7 @@ void backward_rows(const SwigluBackwardArgs& a, int64_t begin, int64_t end) {
       if (act_scaled != nullptr) store_n(hn::Mul(w, act), act_scaled + i, left);
       store_pairs_n(grad_gate, grad_up, grad_in + 2 * i, left);
     }
-    if (a.grad_row_scale != nullptr) a.grad_row_scale[r] = sum_lanes(dot);
+    if (a.grad_row_scale != nullptr) a.grad_row_scale[slot] = sum_lanes(dot);
   }
 }
 
@@ -126,6 +127,7 @@ void swiglu_backward(const SwigluBackwardArgs& args, Stream) {
   const int64_t row_bytes = args.width * size_of(args.dtype);
   zero_rows(args.grad_gate_up, valid, args.num_rows, 2 * row_bytes);
   zero_rows(args.act_scaled, valid, args.num_rows, row_bytes);
+  if (args.slots != nullptr) return;
   zero_rows(args.grad_row_scale, valid, args.num_rows, static_cast<int64_t>(sizeof(float)));
 }
 

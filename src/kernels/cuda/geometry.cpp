@@ -61,10 +61,10 @@ bool rope_geometry(int64_t turned_heads, int64_t head_dim, int max_elements, Rop
   return true;
 }
 
-SortTiles sort_tiles(int64_t num_slots) {
-  constexpr int64_t kLeastSlots = 1024, kMostTiles = 264;  // two blocks for each of 132 multiprocessors
+SortTiles sort_tiles(int64_t num_slots, int64_t most_tiles) {
+  constexpr int64_t kLeastSlots = 1024;
   const int64_t slots =
-      std::max(kLeastSlots, ceil_div(ceil_div(num_slots, kMostTiles), kSortThreads) * kSortThreads);
+      std::max(kLeastSlots, ceil_div(ceil_div(num_slots, most_tiles), kSortThreads) * kSortThreads);
   return {slots, ceil_div(num_slots, slots)};
 }
 

@@ -39,13 +39,13 @@ struct RopeGeometry {
 // supported.
 bool rope_geometry(int64_t turned_heads, int64_t head_dim, int max_elements, RopeGeometry* out);
 
-// Counting sort: slots per tile and number of tiles.
+// Counting sort: slots per tile and number of tiles, at most `most_tiles`.
 struct SortTiles {
   int64_t slots_per_tile;  // a multiple of kSortThreads
   int64_t count;
 };
 inline constexpr int kSortThreads = 256;
-SortTiles sort_tiles(int64_t num_slots);
+SortTiles sort_tiles(int64_t num_slots, int64_t most_tiles);
 
 // Blocks per segment of the routing statistics, so that all segments together fill the device.
 int64_t stats_slices(int64_t num_tokens, int64_t num_segments, int multiprocessors);

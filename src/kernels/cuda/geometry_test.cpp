@@ -78,13 +78,13 @@ TEST(CudaGeometry, rope_refuses_heads_that_no_warp_can_hold) {
 
 TEST(CudaGeometry, sort_tiles_cover_the_slots_with_whole_warps) {
   for (const int64_t slots : {1, 1023, 1024, 1025, 262144, 1048576, 5000001}) {
-    const SortTiles tiles = sort_tiles(slots);
+    const SortTiles tiles = sort_tiles(slots, 132);
     EXPECT_EQ(tiles.slots_per_tile % kSortThreads, 0);
     EXPECT_GE(tiles.count * tiles.slots_per_tile, slots);
     EXPECT_LT((tiles.count - 1) * tiles.slots_per_tile, slots);
-    EXPECT_LE(tiles.count, 264);
+    EXPECT_LE(tiles.count, 132);
   }
-  EXPECT_EQ(sort_tiles(0).count, 0);
+  EXPECT_EQ(sort_tiles(0, 132).count, 0);
 }
 
 TEST(CudaGeometry, statistics_use_all_multiprocessors_for_few_segments) {

@@ -1,9 +1,12 @@
 // Times every variant of the grouped products at the sizes of MoE layers, and the passes around them: TFLOP/s
 // of each, the best mix of a layer. Not a test: run it by hand on a machine with a Hopper GPU. Groups as
 // random routing makes them.
-//   grouped_bench [shape ...]
+//   grouped_bench [--seconds S] [--only TEXT] [shape ...]
+// S: how long each runs before it is timed, and is timed for (0.2). TEXT: only products whose title has it.
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <string>
 
@@ -54,12 +57,20 @@ Routes random_routes(const Shape& s) {
   return routes;
 }
 
+struct Options {
+  double seconds = 0.2;
+  const char* only = "";
+};
+Options options;
+
 double best_of(const char* title, const GroupedGemmArgs& args, double flops) {
-  double best = 1e30;
+  double best = std::numeric_limits<double>::infinity();
+  if (std::strstr(title, options.only) == nullptr) return best;
   for (const GroupedVariant* variant : grouped_variants(args)) {
-    std::printf("  %-26s %-20s", title, name_of(*variant));
+    std::printf("  %-26s %-26s", title, name_of(*variant));
     std::fflush(stdout);
-    const double us = sustained_us([&](Stream stream) { run_variant(*variant, args, stream); });
+    const double us =
+        sustained_us([&](Stream stream) { run_variant(*variant, args, stream); }, options.seconds);
     std::printf(" %9.1f us %7.1f TFLOP/s\n", us, flops / us / 1e6);
     std::fflush(stdout);
     best = std::min(best, us);
@@ -116,6 +127,7 @@ void bench_shape(const Shape& s) {
   fused_up.act = act;
   const double up_fused = best_of("up + swiglu", fused_up, up);
   const double up_gather = best_of("gather + up + swiglu", gathered(fused_up, false), up);
+  best_of("gather + up", gathered(plain_up, false), up);
   const double down_us = best_of("down", args(GroupedGemmKind::forward, act, w2, y, D, F), down);
   GroupedGemmArgs grad_down = args(GroupedGemmKind::input_grad, rows, w2, act, D, F);
   const double gd = best_of("grad down", grad_down, down);
@@ -147,9 +159,17 @@ void bench_shape(const Shape& s) {
 
 int main(int count, char** names) {
   using namespace moebius::kernels::cuda;
+  int first = 1;
+  for (; first + 1 < count && std::strncmp(names[first], "--", 2) == 0; first += 2) {
+    if (std::strcmp(names[first], "--seconds") == 0) {
+      options.seconds = std::atof(names[first + 1]);
+    } else {
+      options.only = names[first + 1];
+    }
+  }
   for (const Shape& shape : kShapes) {
-    bool wanted = count == 1;
-    for (int i = 1; i < count; ++i) wanted = wanted || std::strcmp(names[i], shape.name) == 0;
+    bool wanted = first == count;
+    for (int i = first; i < count; ++i) wanted = wanted || std::strcmp(names[i], shape.name) == 0;
     if (wanted) bench_shape(shape);
   }
   return 0;

@@ -33,6 +33,19 @@ __device__ __forceinline__ float sigmoid_of(float x) {
   return inverse;
 }
 
+// x, with what lies at `to` added to it when `add`, to there.
+__device__ __forceinline__ void store_eight(uint4 x, __nv_bfloat16* to, bool add) {
+  uint4* const at = reinterpret_cast<uint4*>(to);
+  if (add) {
+    const uint4 y = *at;
+    x = {bf16_pair(low_half(x.x) + low_half(y.x), high_half(x.x) + high_half(y.x)),
+         bf16_pair(low_half(x.y) + low_half(y.y), high_half(x.y) + high_half(y.y)),
+         bf16_pair(low_half(x.z) + low_half(y.z), high_half(x.z) + high_half(y.z)),
+         bf16_pair(low_half(x.w) + low_half(y.w), high_half(x.w) + high_half(y.w))};
+  }
+  *at = x;
+}
+
 // 16 rows x 64 columns from the staging area to `out` (pitch in elements; `out` at the chunk's first row and
 // column), the rows below `rows` and columns below `columns`.
 __device__ __forceinline__ void store_chunk(uint32_t staging, __nv_bfloat16* out, int64_t pitch, int rows,
@@ -42,16 +55,8 @@ __device__ __forceinline__ void store_chunk(uint32_t staging, __nv_bfloat16* out
   for (int i = 0; i < 4; ++i) {
     const int row = i * 4 + lane / 8;
     if (row >= rows || chunk * 8 >= columns) continue;
-    uint4 x = load_shared(staging + row * 128 + ((chunk ^ (row % 8)) * 16));
-    uint4* to = reinterpret_cast<uint4*>(out + row * pitch + chunk * 8);
-    if (add) {
-      const uint4 y = *to;
-      x = {bf16_pair(low_half(x.x) + low_half(y.x), high_half(x.x) + high_half(y.x)),
-           bf16_pair(low_half(x.y) + low_half(y.y), high_half(x.y) + high_half(y.y)),
-           bf16_pair(low_half(x.z) + low_half(y.z), high_half(x.z) + high_half(y.z)),
-           bf16_pair(low_half(x.w) + low_half(y.w), high_half(x.w) + high_half(y.w))};
-    }
-    *to = x;
+    store_eight(load_shared(staging + row * 128 + ((chunk ^ (row % 8)) * 16)), out + row * pitch + chunk * 8,
+                add);
   }
 }
 

@@ -64,15 +64,19 @@ void for_variants(const GroupedGemmArgs& args, const Body& body) {
 // By relative_time; null where there is none.
 const GroupedVariant* fastest_variant(const GroupedGemmArgs& args) {
   const Extents size = extents_of(args);
-  const double sum = size.sum > 0 ? static_cast<double>(size.sum)
-                                  : static_cast<double>(args.num_rows) / static_cast<double>(args.num_groups);
-  const RowSource source = gather_of(args) == Gather::none             ? RowSource::as_they_are
-                           : args.kind == GroupedGemmKind::weight_grad ? RowSource::gathered_to_sum
-                                                                       : RowSource::gathered;
+  const double mean_rows = static_cast<double>(args.num_rows) / static_cast<double>(args.num_groups);
+  ProductForm product{};
+  product.sums_rows = args.kind == GroupedGemmKind::weight_grad;
+  product.gathered = gather_of(args) == Gather::none ? GatheredOperand::none
+                     : gather_of(args) == Gather::a  ? GatheredOperand::rows
+                                                     : GatheredOperand::columns;
+  product.columns = size.columns;
+  product.sum = product.sums_rows ? mean_rows : static_cast<double>(size.sum);
+  product.mean_rows = product.sums_rows ? static_cast<double>(size.rows) : mean_rows;
   const GroupedVariant* fastest = nullptr;
   double least = std::numeric_limits<double>::infinity();
   for_variants(args, [&](const GroupedVariant& v) {
-    const double time = relative_time(v.tile.columns, v.pingpong, size.columns, sum, source);
+    const double time = relative_time({v.tile.columns, v.pingpong, v.pairs}, product);
     if (time >= least) return;
     least = time;
     fastest = &v;
@@ -94,6 +98,15 @@ std::vector<const GroupedVariant*> grouped_variants(const GroupedGemmArgs& args)
   std::vector<const GroupedVariant*> found;
   for_variants(args, [&](const GroupedVariant& v) { found.push_back(&v); });
   return found;
+}
+
+int32_t grouped_gemm_variants(const GroupedGemmArgs& args, const char** names, int32_t most) {
+  int32_t count = 0;
+  for_variants(args, [&](const GroupedVariant& v) {
+    if (count < most) names[count] = v.name;
+    ++count;
+  });
+  return count;
 }
 
 bool grouped_gemm_serves(const GroupedGemmArgs& args) {
@@ -123,6 +136,7 @@ void run_variant(const GroupedVariant& v, const GroupedGemmArgs& args, Stream st
   // The side with fewer tiles is walked first, so that what is in flight shares most.
   const int64_t row_tiles =
       ceil_div(ragged_sum ? size.rows : ceil_div(args.num_rows, args.num_groups), p.tiles.tile.rows);
+  p.tiles.pairs = v.pairs;
   p.tiles.rows_first = row_tiles <= ceil_div(size.columns, p.tiles.tile.columns);
   p.offsets = args.offsets;
   p.num_groups = static_cast<int32_t>(args.num_groups);
@@ -132,12 +146,12 @@ void run_variant(const GroupedVariant& v, const GroupedGemmArgs& args, Stream st
   p.act = static_cast<bf16*>(args.act);
 
   const int64_t width_a = args.kind == GroupedGemmKind::forward ? args.k : args.n;
-  if (v.gather != Gather::a) p.a = map_of(args.a, width_a, args.num_rows, 1, ragged_sum ? 64 : 128);
+  if (v.gather != Gather::a) p.a = map_of(args.a, width_a, args.num_rows, 1, v.box_a);
   if (args.kind == GroupedGemmKind::forward) {
-    p.b = map_of(args.b, args.k, args.n, args.num_groups, v.tile.columns);
+    p.b = map_of(args.b, args.k, args.n, args.num_groups, v.box_b);
   } else if (v.gather != Gather::b) {
-    p.b = ragged_sum ? map_of(args.b, args.k, args.num_rows, 1, 64)
-                     : map_of(args.b, args.k, args.n, args.num_groups, 64);
+    p.b = ragged_sum ? map_of(args.b, args.k, args.num_rows, 1, v.box_b)
+                     : map_of(args.b, args.k, args.n, args.num_groups, v.box_b);
   }
   if (v.gather != Gather::none) {
     const bool is_a = v.gather == Gather::a;
@@ -150,7 +164,15 @@ void run_variant(const GroupedVariant& v, const GroupedGemmArgs& args, Stream st
 }
 
 void grouped_gemm(const GroupedGemmArgs& args, Stream stream) {
-  const GroupedVariant* variant = fastest_variant(args);
+  const GroupedVariant* variant = nullptr;
+  if (args.variant == 0) {
+    variant = fastest_variant(args);
+  } else {
+    int32_t number = 0;
+    for_variants(args, [&](const GroupedVariant& v) {
+      if (++number == args.variant) variant = &v;
+    });
+  }
   MOEBIUS_CHECK(variant != nullptr, "no kernel for this grouped product");
   run_variant(*variant, args, stream);
 }

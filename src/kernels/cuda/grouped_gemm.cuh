@@ -13,7 +13,8 @@ struct GroupedVariant {
   Epilogue epilogue;
   Gather gather;
   TileShape tile;
-  bool pingpong;
+  bool pingpong, pairs;
+  int box_a, box_b;  // rows of a box of each operand's map
   int max_groups;
   void (*launch)(const GroupedKernelParams& params, cudaStream_t stream);
 };

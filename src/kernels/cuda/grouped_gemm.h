@@ -19,7 +19,11 @@ std::vector<const GroupedVariant*> grouped_variants(const GroupedGemmArgs& args)
 const char* name_of(const GroupedVariant& variant);
 void run_variant(const GroupedVariant& variant, const GroupedGemmArgs& args, Stream stream);
 
-// By the variant that takes least by relative_time (grouped_tiles.h). `args` must be served.
+// As KernelTable::grouped_gemm_variants.
+int32_t grouped_gemm_variants(const GroupedGemmArgs& args, const char** names, int32_t most);
+
+// By the variant that args.variant asks for, or the one that takes least by relative_time (grouped_tiles.h).
+// `args` must be served.
 void grouped_gemm(const GroupedGemmArgs& args, Stream stream);
 
 }  // namespace moebius::kernels::cuda

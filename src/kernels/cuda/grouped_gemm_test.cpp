@@ -180,10 +180,10 @@ TEST(CudaGroupedGemm, rows_agree_with_double_precision) {
         SCOPED_TRACE(std::to_string(groups.count()) + " groups, " + std::to_string(groups.rows) + " rows, " +
                      std::to_string(n) + " x " + std::to_string(k));
         for (const bool gathered : {false, true}) {
-          check_rows(GroupedGemmKind::forward, groups, n, k, gathered, true);
+          for (const bool fused : {false, true})
+            check_rows(GroupedGemmKind::forward, groups, n, k, gathered, fused);
           check_rows(GroupedGemmKind::input_grad, groups, n, k, gathered, false);
         }
-        check_rows(GroupedGemmKind::forward, groups, n, k, false, false);
         if (testing::Test::HasFailure()) return;
       }
     }
@@ -203,10 +203,79 @@ TEST(CudaGroupedGemm, blocks_take_many_tiles) {
   const Groups groups = groups_of(many_groups());
   for (const auto& [n, k] : std::vector<Width>{{512, 24}, {48, 512}, {144, 104}}) {
     for (const bool gathered : {false, true}) {
-      check_rows(GroupedGemmKind::forward, groups, n, k, gathered, true);
+      for (const bool fused : {false, true})
+        check_rows(GroupedGemmKind::forward, groups, n, k, gathered, fused);
       check_rows(GroupedGemmKind::input_grad, groups, n, k, gathered, false);
     }
-    check_rows(GroupedGemmKind::forward, groups, n, k, false, false);
+    for (const int gather : {0, 1, 2}) check_weight_grad(groups, n, k, gather);
+  }
+}
+
+// Rows of 28,672 columns past the 2^31st element; the last group is compared, whose rows lie there.
+TEST(CudaGroupedGemm, operands_and_results_of_more_than_2_to_31_elements) {
+  MOEBIUS_NEEDS_DEVICE();
+  constexpr int64_t kN = 28672, kK = 16, kLast = 10;
+  const Groups groups = groups_of({79990, kLast});
+  ASSERT_GT(groups.rows * kN, int64_t{1} << 31);
+  const Groups last = groups_of({0, kLast});
+  const Integers<int32_t> offsets(groups.offsets);
+  const Values x = Values::normal(DType::bf16, groups.rows * kK, 1),
+               w = Values::normal(DType::bf16, 2 * kN * kK, 2, 0.25);
+  const auto tail = [](const std::vector<double>& all, int64_t count) {
+    return std::vector<double>(all.end() - static_cast<std::ptrdiff_t>(count), all.end());
+  };
+  const std::vector<double> x_last = tail(x.start(), kLast * kK);
+  const std::vector<double> expected =
+      product(last, GroupedGemmKind::forward, x_last, {}, 1, w.start(), kN, kK);
+
+  const Values wide(DType::bf16, groups.rows * kN), act(DType::bf16, groups.rows * kN / 2);
+  GroupedGemmArgs forward = args_of(GroupedGemmKind::forward, x, w, groups, offsets, kN, kK);
+  forward.out = wide.data();
+  forward.act = act.data();
+  for (const GroupedVariant* variant : grouped_variants(forward)) {
+    SCOPED_TRACE(name_of(*variant));
+    run_variant(*variant, forward, nullptr);
+    expect_close("out", wide.host((groups.rows - kLast) * kN, kLast * kN), expected, DType::bf16);
+    std::vector<double> activated(expected.size() / 2);
+    for (size_t i = 0; i < activated.size(); ++i)
+      activated[i] = silu(rounded(expected[2 * i])) * rounded(expected[2 * i + 1]);
+    expect_close("act", act.host((groups.rows - kLast) * kN / 2, kLast * kN / 2), activated, DType::bf16);
+  }
+
+  const std::vector<double> wide_last = wide.host((groups.rows - kLast) * kN, kLast * kN);
+  const Values narrow(DType::bf16, groups.rows * kK), grad(DType::bf16, 2 * kN * kK);
+  GroupedGemmArgs backward = args_of(GroupedGemmKind::input_grad, wide, w, groups, offsets, kN, kK);
+  backward.out = narrow.data();
+  for (const GroupedVariant* variant : grouped_variants(backward)) {
+    SCOPED_TRACE(name_of(*variant));
+    run_variant(*variant, backward, nullptr);
+    expect_close("input_grad", narrow.host((groups.rows - kLast) * kK, kLast * kK),
+                 product(last, GroupedGemmKind::input_grad, wide_last, {}, 1, w.start(), kN, kK),
+                 DType::bf16);
+  }
+  std::vector<double> summed(static_cast<size_t>(kN * kK));
+  for (int64_t r = 0; r < kLast; ++r)
+    for (int64_t i = 0; i < kN; ++i)
+      for (int64_t j = 0; j < kK; ++j) summed[at(i, kK, j)] += wide_last[at(r, kN, i)] * x_last[at(r, kK, j)];
+  GroupedGemmArgs weights = args_of(GroupedGemmKind::weight_grad, wide, x, groups, offsets, kN, kK);
+  weights.out = grad.data();
+  for (const GroupedVariant* variant : grouped_variants(weights)) {
+    SCOPED_TRACE(name_of(*variant));
+    run_variant(*variant, weights, nullptr);
+    expect_close("weight_grad", grad.host(kN * kK, kN * kK), summed, DType::bf16);
+  }
+}
+
+// Every form once at sizes small enough for compute-sanitizer.
+TEST(CudaGroupedGemm, small_groups_in_every_form) {
+  MOEBIUS_NEEDS_DEVICE();
+  const Groups groups = groups_of({0, 1, 0, 64, 65, 0, 200}, 70);
+  for (const auto& [n, k] : std::vector<Width>{{208, 72}, {512, 264}}) {
+    for (const bool gathered : {false, true}) {
+      for (const bool fused : {false, true})
+        check_rows(GroupedGemmKind::forward, groups, n, k, gathered, fused);
+      check_rows(GroupedGemmKind::input_grad, groups, n, k, gathered, false);
+    }
     for (const int gather : {0, 1, 2}) check_weight_grad(groups, n, k, gather);
   }
 }

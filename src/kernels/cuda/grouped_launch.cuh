@@ -12,18 +12,33 @@ void launch_grouped(const GroupedKernelParams& params, cudaStream_t stream) {
   static const cudaError_t kPrepared =
       cudaFuncSetAttribute(grouped_kernel<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, K::kSharedBytes);
   MOEBIUS_CUDA_CHECK(kPrepared);
-  grouped_kernel<K><<<num_multiprocessors(), K::kThreads, K::kSharedBytes, stream>>>(params);
+  constexpr int kBlocks = K::kPairs ? 2 : 1;
+  cudaLaunchAttribute pairs{};
+  pairs.id = cudaLaunchAttributeClusterDimension;
+  pairs.val.clusterDim = {kBlocks, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = num_multiprocessors() / kBlocks * kBlocks;
+  config.blockDim = K::kThreads;
+  config.dynamicSmemBytes = K::kSharedBytes;
+  config.stream = stream;
+  config.attrs = &pairs;
+  config.numAttrs = K::kPairs ? 1 : 0;
+  MOEBIUS_CUDA_CHECK(cudaLaunchKernelEx(&config, grouped_kernel<K>, params));
   MOEBIUS_CUDA_CHECK_LAUNCH("grouped_kernel");
 }
 
 template <class K>
 constexpr GroupedVariant variant_of() {
-  return {K::kPingpong ? "128x192 pingpong" : "128x256 cooperative",
+  constexpr const char* kNames[] = {"128x192", "128x192 pairs", "128x256", "128x256 pairs"};
+  return {kNames[2 * (K::kColumns == 256) + K::kPairs],
           K::kKind,
           K::kEpilogue,
           K::kGather,
           {K::kRows, K::kColumns},
           K::kPingpong,
+          K::kPairs,
+          K::kBoxA,
+          K::kBoxB,
           K::kMaxGroups,
           launch_grouped<K>};
 }

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/grouped_epilogue.cuh"
-#include "kernels/cuda/grouped_kernel.cuh"
+#include "kernels/cuda/grouped_gather.cuh"
 
 namespace moebius::kernels::cuda {
 
@@ -36,12 +36,14 @@ __device__ __forceinline__ void multiply_tiles(const Block<K>& b, int worker, in
   const uint64_t first_a = operand(b.stage_a(0) + (K::kPingpong ? 0 : worker * 8192), 8192, 1024);
   const uint64_t first_b = operand(b.stage_b(0), 8192, 1024);
   const auto release = [&](int stage) {
-    if (lane == 0) barrier_arrive(b.empty + 8 * stage);
+    if (lane != 0) return;
+    barrier_arrive(b.empty + 8 * stage);
+    if constexpr (K::kPairs) barrier_arrive_at(b.empty + 8 * stage, b.rank ^ 1);
   };
   Ring<K> ring;
   int32_t group = 0, turn = 0;
   for (int32_t number = b.first; number < b.count; number += b.step, turn ^= 1) {
-    const TilePlace tile = uniform(tile_at(b.p.tiles, b.starts, number, group));
+    const TilePlace tile = uniform(tile_at(b.p.tiles, b.starts, number, group, b.rank));
     group = tile.group;
     const RowRange rows = uniform(b.rows_of(group));
     const int32_t depth = b.depth_of(rows);
@@ -140,28 +142,40 @@ __global__ void __launch_bounds__(K::kThreads, 1)
     }
     barrier_init_fence();
   }
-  __syncthreads();
+  if constexpr (K::kPairs) {
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
+  constexpr int32_t kBlocks = K::kPairs ? 2 : 1;
   const Block<K> block{p,
                        base,
                        staging,
                        full,
                        empty,
                        starts,
-                       static_cast<int32_t>(blockIdx.x),
-                       static_cast<int32_t>(gridDim.x),
-                       uniform(starts[p.num_groups])};
+                       static_cast<int32_t>(blockIdx.x) / kBlocks,
+                       static_cast<int32_t>(gridDim.x) / kBlocks,
+                       uniform(starts[p.num_groups]),
+                       static_cast<int32_t>(blockIdx.x) % kBlocks};
   if (worker == 0) {
     if constexpr (K::kGather == Gather::none) {
       fewer_registers<40>();
       if (thread < 32) copy_tiles(block, thread);
     } else {
       fewer_registers<56>();
-      gather_tiles(block, thread);
+      if constexpr (K::kRaggedSum) {
+        gather_summed_rows(block, thread);
+      } else {
+        gather_tile_rows(block, thread);
+      }
     }
   } else {
     more_registers<K::kGather == Gather::none ? 232 : 224>();
     multiply_tiles(block, worker - 1, thread % 128);
   }
+  // What the other block copies or says must find this one's shared memory.
+  if constexpr (K::kPairs) cluster_sync();
 #endif
 }
 

@@ -49,6 +49,7 @@ __global__ void __launch_bounds__(256, 4)
     swiglu_backward_kernel(const T* gate_up,                        // (R, 2F)
                            const T* grad_out,                       // (R, F)
                            const float* __restrict__ row_scale,     // (R) or null
+                           const int32_t* __restrict__ slots,       // (R) or null
                            T* grad_gate_up,                         // (R, 2F) out; may be gate_up
                            T* act_scaled,                           // (R, F) out, or null; may be grad_out
                            float* __restrict__ grad_row_scale,      // (R) out, or null
@@ -58,7 +59,8 @@ __global__ void __launch_bounds__(256, 4)
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   const bool present = row < num_rows;
   const bool valid = present && (valid_rows == nullptr || row < *valid_rows);
-  const float scale = valid && row_scale != nullptr ? row_scale[row] : 1.0f;
+  const int64_t slot = valid && slots != nullptr ? slots[row] : row;
+  const float scale = valid && row_scale != nullptr ? row_scale[slot] : 1.0f;
   const int64_t begin = row * width;
   float dot[1] = {0.0f};
   if (valid) {
@@ -106,7 +108,7 @@ __global__ void __launch_bounds__(256, 4)
   }
   if (grad_row_scale == nullptr) return;
   sum_row(dot, shared);
-  if (present && threadIdx.x == 0) grad_row_scale[row] = dot[0];
+  if (threadIdx.x == 0 && (slots == nullptr ? present : valid)) grad_row_scale[slot] = dot[0];
 }
 
 }  // namespace
@@ -138,7 +140,7 @@ void swiglu_backward(const SwigluBackwardArgs& a, Stream stream) {
       const dim3 block(shape.threads_per_row, shape.rows_per_block);
       const int blocks = grid_size(ceil_div(a.num_rows, shape.rows_per_block));
       swiglu_backward_kernel<T, N><<<blocks, block, 0, cuda_stream(stream)>>>(
-          static_cast<const T*>(a.gate_up), static_cast<const T*>(a.grad_out), a.row_scale,
+          static_cast<const T*>(a.gate_up), static_cast<const T*>(a.grad_out), a.row_scale, a.slots,
           static_cast<T*>(a.grad_gate_up), static_cast<T*>(a.act_scaled), a.grad_row_scale, a.valid_rows,
           a.num_rows, static_cast<int>(a.width));
       MOEBIUS_CUDA_CHECK_LAUNCH("swiglu_backward");

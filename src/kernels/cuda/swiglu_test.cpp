@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/cuda/kernels.h"
@@ -40,6 +41,20 @@ void check_swiglu(DType dtype, int64_t offset, int64_t rows, int64_t width, int6
   expect_close("grad_gate_up", to.host(), grad_gate_up, dtype);
   expect_close("act_scaled", act_to.host(), scaled, dtype);
   expect_close("grad_row_scale", row_grad.host(), grad_scale, DType::f32);
+  if (in_place) return;
+  // The same with row r's scale and its gradient at the slot rows - 1 - r; slots of no row stay as they are.
+  std::vector<int32_t> order(static_cast<size_t>(rows));
+  for (size_t r = 0; r < order.size(); ++r) order[r] = static_cast<int32_t>(order.size() - 1 - r);
+  const Integers<int32_t> slots(order);
+  const Values by_slot(DType::f32, std::vector<double>(scale.start().rbegin(), scale.start().rend())),
+      slot_grad(DType::f32, std::vector<double>(static_cast<size_t>(rows), 7.0));
+  swiglu_backward({gate_up.data(), grad.data(), by_slot.floats(), to.data(), act_to.data(),
+                   slot_grad.floats(), valid_rows, rows, width, dtype, slots.data()},
+                  nullptr);
+  expect_close("grad_gate_up by slots", to.host(), grad_gate_up, dtype);
+  std::vector<double> expected(grad_scale.rbegin(), grad_scale.rend());
+  if (valid >= 0) std::fill(expected.begin(), expected.end() - valid, 7.0);
+  expect_close("grad_row_scale by slots", slot_grad.host(), expected, DType::f32);
 }
 
 TEST(CudaSwiglu, agrees_with_double_precision) {

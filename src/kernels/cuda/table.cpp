@@ -23,6 +23,7 @@ const KernelTable& cuda_kernels() {
       .attention_backward = nullptr,
       .grouped_gemm = grouped_gemm,
       .grouped_gemm_serves = grouped_gemm_serves,
+      .grouped_gemm_variants = grouped_gemm_variants,
       .cross_entropy = cross_entropy,
       .adamw = adamw,
       .adamw_8bit = adamw_8bit,

@@ -49,9 +49,9 @@ DeviceMemory& DeviceMemory::operator=(DeviceMemory&& other) noexcept {
 void DeviceMemory::upload(const void* from, size_t bytes) {
   MOEBIUS_CUDA_CHECK(cudaMemcpy(data_, from, bytes, cudaMemcpyHostToDevice));
 }
-void DeviceMemory::download(void* to, size_t bytes) const {
+void DeviceMemory::download(void* to, size_t bytes, size_t from) const {
   MOEBIUS_CUDA_CHECK(cudaDeviceSynchronize());
-  MOEBIUS_CUDA_CHECK(cudaMemcpy(to, data_, bytes, cudaMemcpyDeviceToHost));
+  MOEBIUS_CUDA_CHECK(cudaMemcpy(to, static_cast<const char*>(data_) + from, bytes, cudaMemcpyDeviceToHost));
 }
 
 Values::Values(DType dtype, int64_t count, int64_t offset)
@@ -93,16 +93,20 @@ void* Values::data() const {
 }
 
 std::vector<double> Values::host() const {
-  const size_t count = static_cast<size_t>(count_), first = static_cast<size_t>(offset_);
-  std::vector<double> out(count);
+  return host(0, count_);
+}
+
+std::vector<double> Values::host(int64_t first, int64_t count) const {
+  const size_t size = static_cast<size_t>(count), from = static_cast<size_t>(offset_ + first);
+  std::vector<double> out(size);
   if (dtype_ == DType::f32) {
-    std::vector<float> raw(first + count);
-    memory_.download(raw.data(), raw.size() * sizeof(float));
-    for (size_t i = 0; i < count; ++i) out[i] = raw[first + i];
+    std::vector<float> raw(size);
+    memory_.download(raw.data(), size * sizeof(float), from * sizeof(float));
+    for (size_t i = 0; i < size; ++i) out[i] = raw[i];
   } else {
-    std::vector<uint16_t> raw(first + count);
-    memory_.download(raw.data(), raw.size() * sizeof(uint16_t));
-    for (size_t i = 0; i < count; ++i) out[i] = from_bf16(raw[first + i]);
+    std::vector<uint16_t> raw(size);
+    memory_.download(raw.data(), size * sizeof(uint16_t), from * sizeof(uint16_t));
+    for (size_t i = 0; i < size; ++i) out[i] = from_bf16(raw[i]);
   }
   return out;
 }

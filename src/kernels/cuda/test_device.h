@@ -29,7 +29,7 @@ class DeviceMemory {
 
   void* data() const { return data_; }
   void upload(const void* from, size_t bytes);
-  void download(void* to, size_t bytes) const;  // waits for the device
+  void download(void* to, size_t bytes, size_t from = 0) const;  // waits for the device
 
  private:
   void* data_ = nullptr;
@@ -47,7 +47,8 @@ class Values {
   void* data() const;
   float* floats() const { return static_cast<float*>(data()); }
   std::vector<double> host() const;
-  const std::vector<double>& start() const { return start_; }  // what was uploaded, as rounded to the dtype
+  std::vector<double> host(int64_t first, int64_t count) const;  // a part
+  const std::vector<double>& start() const { return start_; }    // what was uploaded, as rounded to the dtype
   int64_t count() const { return count_; }
 
  private:
