@@ -38,7 +38,8 @@ struct BenchArguments {
   std::string device = "auto", dtype;
   std::string json;  // a file, "-" for stdout, empty for text
   int threads = 0, repeats = 20;
-  bool list = false, check = false;
+  bool list = false, check = false, tune = false;
+  std::string table;
   std::vector<std::string> shapes, overrides;  // these and what follows: for layers and steps only
   int tokens = 0, sequence = 0, vocab = 0, kernels = -1;
 };
@@ -182,7 +183,8 @@ bool asks_for_layers(const BenchArguments& arguments) {
     only_layers += word == "moe_layer" || word == "linear_ce" || word == "step" ? 1 : 0;
   }
   const bool has_sizes = !arguments.shapes.empty() || !arguments.overrides.empty() || arguments.tokens > 0 ||
-                         arguments.sequence > 0 || arguments.vocab > 0 || arguments.kernels >= 0;
+                         arguments.sequence > 0 || arguments.vocab > 0 || arguments.kernels >= 0 ||
+                         arguments.tune || !arguments.table.empty();
   if (only_layers == 0 && !has_sizes) return false;
   if (layers < arguments.cases.size()) {
     const auto other = std::find_if_not(arguments.cases.begin(), arguments.cases.end(), is_layer_bench);
@@ -207,6 +209,8 @@ void run_layers(const BenchArguments& arguments) {
   layers.sequence = arguments.sequence;
   layers.vocab = arguments.vocab;
   layers.check = arguments.check;
+  layers.tune = arguments.tune;
+  layers.table = arguments.table;
   layers.kernels = arguments.kernels;
   run_layer_bench(layers);
 }
@@ -298,6 +302,13 @@ void add_bench_command(CLI::App& app) {
                    "Field of the config of a step, of adamw or of moe_layer: optimizer.state_dtype=fp32, "
                    "precision.experts=int8")
       ->allow_extra_args(false);
+  command->add_flag("--tune", arguments->tune,
+                    "First measure how the experts' products of the shapes are computed fastest on this GPU; "
+                    "this and later runs then compute them so");
+  command->add_option(
+      "--table", arguments->table,
+      "File of measured products to use, or to write with --tune (default: moebius/products.json in "
+      "the user's cache)");
   command->add_flag("--list", arguments->list, "List the cases instead");
   command->add_option("--device", arguments->device, "cpu, cuda or auto")
       ->capture_default_str()

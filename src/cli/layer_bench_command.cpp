@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -18,6 +19,7 @@
 #include "cli/layer_shapes.h"
 #include "cli/layer_timing.h"
 #include "cli/machine_probe.h"
+#include "cli/product_tuning.h"
 #include "cli/step_bench.h"
 #include "config/load.h"
 #include "config/validate.h"
@@ -192,6 +194,7 @@ Figure measure_layer(const std::string& bench, const LayerShape& shape, const La
 Figure measure_step(const LayerShape& shape, const LayerBenchArguments& arguments, const Ceilings& ceilings,
                     at::Device device) {
   const config::RunConfig config = config_for(shape, arguments);
+  ops::use_product_table_of(config.train.product_table, device);
   const StepTimes times = time_steps(config, device);
   Figure figure{"step", shape.name, {}, {}};
   const int64_t tokens = config.train.batch * config.train.sequence;
@@ -252,6 +255,27 @@ Json head_of(const Ceilings& ceilings, const LayerBenchArguments& arguments, at:
   return json;
 }
 
+// Measures the products of the shapes, writes them into the table's file and uses it.
+void tune_products(const LayerBenchArguments& arguments, at::Device device, bool prints_text) {
+  const std::filesystem::path path =
+      arguments.table.empty() ? ops::default_product_table_path() : std::filesystem::path(arguments.table);
+  if (path.empty())
+    throw_user_error("there is no home folder for the table of products; name a file with --table");
+  const std::string name = bench_device_name(device);
+  const std::string before = std::filesystem::exists(path) ? read_file(path) : "";
+  ops::ProductTable table;
+  if (!before.empty()) table = ops::ProductTable::parse(before, name, path.string());
+  for (const LayerShape& shape : shapes_for("moe_layer", arguments)) {
+    const LayerProductTimes times = time_products(shape, device);
+    if (prints_text) std::cout << "products of " << shape.name << '\n' << tuning_text(times) << std::flush;
+    for (const ops::ProductTable::Entry& entry : fastest_ways(times)) table.add(entry);
+    // Each shape at once: an interrupted run keeps what it has measured.
+    write_file_atomic(path, table.text(name, before, path.string()));
+  }
+  ops::set_product_table(std::move(table));
+  if (prints_text) std::cout << "table of products: " << path.string() << std::endl;
+}
+
 }  // namespace
 
 const std::vector<std::string>& layer_bench_names() {
@@ -273,6 +297,11 @@ void run_layer_bench(const LayerBenchArguments& arguments) {
     std::snprintf(line, sizeof line, "%-10s %-13s %7s %13s %13s %13s %13s %7s  %10s %10s", "case", "shape",
                   "tokens", "forward", "rate", "with backward", "rate", "of bound", "held", "peak");
     std::cout << line << std::endl;
+  }
+  if (arguments.tune) {
+    tune_products(arguments, device, prints_text);
+  } else if (!arguments.table.empty()) {
+    ops::use_product_table(arguments.table, bench_device_name(device));
   }
   Json json = head_of(ceilings, arguments, device);
   size_t failed = 0;

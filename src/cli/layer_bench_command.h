@@ -15,7 +15,9 @@ struct LayerBenchArguments {
   int threads = 0, repeats = 20;
   int tokens = 0, sequence = 0, vocab = 0;  // instead of the shape's
   bool check = false;
-  int kernels = -1;  // how many of the longest kernels are listed; negative: no profile
+  bool tune = false;  // measure the products of the experts first, into the table
+  std::string table;  // of measured products; empty: ops::default_product_table_path()
+  int kernels = -1;   // how many of the longest kernels are listed; negative: no profile
 };
 
 const std::vector<std::string>& layer_bench_names();

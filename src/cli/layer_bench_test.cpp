@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
@@ -12,6 +13,7 @@
 #include "cli/command_output.h"
 #include "cli/kernel_profile.h"
 #include "cli/layer_shapes.h"
+#include "cli/product_tuning.h"
 #include "config/dump.h"
 #include "config/load.h"
 
@@ -124,6 +126,67 @@ TEST(LayerBench, refuses_what_it_has_no_sizes_for) {
               HasSubstr("'swiglu' is no layer that takes --shape"));
   EXPECT_THAT(run_bench("attention --shape tiny --tokens 100 --device cpu"),
               HasSubstr("no multiple of the sequence"));
+  EXPECT_THAT(run_bench("moe_layer --shape tiny --tune --device cpu"), HasSubstr("this run is on the CPU"));
+}
+
+// Times of which every way is as fast as said.
+LayerProductTimes product_times(double plain_ms, double routed_ms, double other_ms, double copy_ms) {
+  using kernels::GroupedGemmKind;
+  using ops::RoutedOperand;
+  LayerProductTimes t{};
+  t.copy_ms = copy_ms;
+  const auto set = [&](ProductTimes& times, GroupedGemmKind kind, RoutedOperand routed, int64_t n, int64_t k,
+                       bool activated = false) {
+    const bool plain = routed == RoutedOperand::none;
+    const double ms = plain ? plain_ms : routed_ms;
+    times = {{kind, activated, routed, n, k, 8, 1024},
+             {{"slow", 2 * ms}, {"fast", ms}},
+             plain ? other_ms : std::numeric_limits<double>::infinity()};
+  };
+  constexpr auto kNone = RoutedOperand::none;
+  set(t.up, GroupedGemmKind::forward, kNone, 96, 64, true);
+  set(t.routed_up, GroupedGemmKind::forward, RoutedOperand::a, 96, 64, true);
+  set(t.up_again, GroupedGemmKind::forward, kNone, 96, 64);
+  set(t.routed_up_again, GroupedGemmKind::forward, RoutedOperand::a, 96, 64);
+  set(t.down, GroupedGemmKind::forward, kNone, 64, 48);
+  set(t.grad_up, GroupedGemmKind::input_grad, kNone, 96, 64);
+  set(t.grad_down, GroupedGemmKind::input_grad, kNone, 64, 48);
+  set(t.routed_grad_down, GroupedGemmKind::input_grad, RoutedOperand::a, 64, 48);
+  set(t.weight_down, GroupedGemmKind::weight_grad, kNone, 64, 48);
+  set(t.routed_weight_down, GroupedGemmKind::weight_grad, RoutedOperand::a, 64, 48);
+  set(t.weight_up, GroupedGemmKind::weight_grad, kNone, 96, 64);
+  set(t.routed_weight_up, GroupedGemmKind::weight_grad, RoutedOperand::b, 96, 64);
+  return t;
+}
+
+ops::ProductTable table_of(const LayerProductTimes& times) {
+  ops::ProductTable table;
+  for (const ops::ProductTable::Entry& entry : fastest_ways(times)) table.add(entry);
+  return table;
+}
+
+TEST(ProductTuning, takes_the_fastest_way_of_each_product) {
+  const LayerProductTimes times = product_times(1.0, 1.5, 3.0, 0.6);
+  const ops::ProductTable table = table_of(times);
+  EXPECT_EQ(table.entries().size(), 12u);
+  EXPECT_EQ(*table.find(times.down.key), (ops::ProductWay{false, "fast"}));
+  EXPECT_EQ(*table.find(times.routed_up.key), (ops::ProductWay{false, "fast"}));
+  EXPECT_EQ(*table.find(times.routed_weight_up.key), (ops::ProductWay{false, "fast"}));
+}
+
+TEST(ProductTuning, takes_libtorch_where_it_is_faster) {
+  const LayerProductTimes times = product_times(1.0, 1.5, 0.9, 0.7);
+  EXPECT_EQ(*table_of(times).find(times.weight_up.key), ops::ProductWay{});
+  EXPECT_EQ(*table_of(times).find(times.up.key), ops::ProductWay{});
+}
+
+TEST(ProductTuning, one_copy_of_the_gradient_serves_two_products) {
+  // A copy costs more than one product gains by it, and less than two do.
+  const LayerProductTimes times = product_times(1.0, 1.5, 3.0, 0.6);
+  const ops::ProductTable table = table_of(times);
+  EXPECT_TRUE(table.find(times.routed_grad_down.key)->copy_rows);
+  EXPECT_TRUE(table.find(times.routed_weight_down.key)->copy_rows);
+  EXPECT_FALSE(table_of(product_times(1.0, 1.2, 3.0, 0.6)).find(times.routed_weight_down.key)->copy_rows);
 }
 
 }  // namespace

@@ -110,6 +110,22 @@ double median_call_ms(const std::function<void()>& call, int repeats, at::Device
   return device.is_cpu() ? median_on_cpu(call, repeats) : median_on_device(call, repeats, device);
 }
 
+double mean_call_ms(const std::function<void()>& call, double seconds, at::Device device) {
+  const c10::impl::VirtualGuardImpl guard(device.type());
+  const c10::Stream stream = guard.getStream(device);
+  call();
+  const double one = std::max(median(times_on_device(call, 3, device)), 1e-3);
+  const int count = static_cast<int>(std::ceil(1e3 * seconds / one));
+  c10::Event begin(device.type(), c10::EventFlag::BACKEND_DEFAULT),
+      end(device.type(), c10::EventFlag::BACKEND_DEFAULT);
+  for (int i = 0; i < count; ++i) call();
+  begin.record(stream);
+  for (int i = 0; i < count; ++i) call();
+  end.record(stream);
+  ops::cuda_plugin()->synchronize(device.index());
+  return begin.elapsedTime(end) / count;
+}
+
 LayerTimes time_layer(const LayerPasses& passes, int repeats, at::Device device) {
   LayerTimes times;
   const bool has_backward = !passes.output_grads.empty();

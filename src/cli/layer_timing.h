@@ -37,6 +37,11 @@ class MemoryMeter {
 // as cool. On the CPU a warm-up of 50 ms and `repeats` calls.
 double median_call_ms(const std::function<void()>& call, int repeats, at::Device device);
 
+// Milliseconds of a call on average, the calls queued without a pause for `seconds` after as long a warm-up:
+// what a long run sees, since a GPU at its power limit clocks lower after some tenths of a second. Not on the
+// CPU.
+double mean_call_ms(const std::function<void()>& call, double seconds, at::Device device);
+
 // A layer's forward pass (recorded for the backward pass) and what is differentiated.
 struct LayerPasses {
   std::function<std::vector<at::Tensor>()> forward;  // outputs, one for each of output_grads

@@ -116,6 +116,7 @@ void run_train(const TrainArguments& arguments) {
     }
   }
   options.device = ops::choose_device(arguments.device, environment.local_rank);
+  ops::use_product_table_of(options.config.train.product_table, options.device);
   if (!arguments.metrics_address.empty()) options.metrics_address = arguments.metrics_address;
   options.trace = arguments.trace;
   std::optional<parallel::Session> session;

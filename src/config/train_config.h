@@ -144,6 +144,7 @@ struct TrainSection {
   int64_t recompute_layers = 0;
   bool deterministic = false;
   bool cuda_graph = false;
+  std::string product_table;
   int64_t max_skipped = 10;
   int64_t eval_every = 0;
   int64_t eval_batches = 0;
@@ -181,6 +182,10 @@ void describe(V& v, TrainSection& c) {
           "On a GPU: record the whole step once for each shape of batch and run the recording after that. "
           "Batches of "
           "documents of different lengths are run as without.");
+  v.field(
+      "product_table", c.product_table, any(), "",
+      "File of measured ways to compute the experts' products on this GPU, as moebius bench moe_layer --tune "
+      "writes it; empty: moebius/products.json in the user's cache, where there is one.");
   v.field("max_skipped", c.max_skipped, at_least(1), "steps",
           "Stop after this many non-finite steps in a row.");
   v.field("eval_every", c.eval_every, at_least(0), "steps", "Interval of validation; 0: only at the end.");

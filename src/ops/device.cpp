@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "ops/product_table.h"
 
 namespace moebius::ops {
 namespace {
@@ -71,10 +72,22 @@ at::Device gpu_of(int local_rank) {
   const int index = local_rank % plugin.device_count();
   // The first is the thread's already; to say so would take memory on it.
   if (index > 0) plugin.set_device(index);
+  static const bool kTableIsRead = [&] {
+    kernels::DeviceInfo info{};
+    if (plugin.device_info(index, &info)) use_default_product_table(info.name);
+    return true;
+  }();
+  static_cast<void>(kTableIsRead);
   return {at::kCUDA, static_cast<at::DeviceIndex>(index)};
 }
 
 }  // namespace
+
+void use_product_table_of(const std::string& file, at::Device device) {
+  kernels::DeviceInfo info{};
+  if (file.empty() || device.is_cpu() || !cuda_plugin()->device_info(device.index(), &info)) return;
+  use_product_table(file, info.name);
+}
 
 at::Device choose_device(const std::string& word, int local_rank) {
   if (word == "cpu") return at::kCPU;

@@ -25,6 +25,10 @@ const kernels::Plugin* cuda_plugin();
 // those that it sees, for the calling thread too. Throws UserError when cuda is asked for and absent.
 at::Device choose_device(const std::string& word, int local_rank = 0);
 
+// Uses the table of measured products in a file (ops/product_table.h) on a GPU; nothing for an empty name or
+// on the CPU. choose_device has read the user's own before.
+void use_product_table_of(const std::string& file, at::Device device);
+
 // Kernels and stream for tensors on this device.
 const kernels::KernelTable& kernel_table(at::Device device);
 kernels::Stream current_stream(at::Device device);

@@ -4,9 +4,12 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
+
 #include "base/check.h"
 #include "ops/device.h"
 #include "ops/expert_rows.h"
+#include "ops/product_table.h"
 
 namespace moebius::ops {
 namespace {
@@ -27,11 +30,28 @@ GroupedGemmArgs arguments(GroupedGemmKind kind, const RowOperand& a, const at::T
   return args;
 }
 
-// False where the device has no kernel for this product.
-bool run_kernel(const GroupedGemmArgs& args, const at::Device& device) {
+// Number of the variant of that name, as GroupedGemmArgs::variant; 0 when there is none (any more).
+int32_t variant_number(const kernels::KernelTable& table, const GroupedGemmArgs& args,
+                       const std::string& name) {
+  constexpr int32_t kMost = 16;
+  const char* names[kMost];
+  const int32_t count = std::min(kMost, table.grouped_gemm_variants(args, names, kMost));
+  for (int32_t i = 0; i < count; ++i)
+    if (name == names[i]) return i + 1;
+  return 0;
+}
+
+// False where the device has no kernel for this product, or another way is known to be faster.
+bool run_kernel(GroupedGemmArgs args, const at::Device& device) {
   const kernels::KernelTable& table = kernel_table(device);
   if (table.grouped_gemm == nullptr) return false;
   if (table.grouped_gemm_serves != nullptr && !table.grouped_gemm_serves(args)) return false;
+  if (table.grouped_gemm_variants != nullptr) {
+    if (const ProductWay* way = product_table().find(key_of(args)); way != nullptr) {
+      if (way->variant.empty()) return false;
+      args.variant = variant_number(table, args, way->variant);
+    }
+  }
   table.grouped_gemm(args, current_stream(device));
   return true;
 }
@@ -130,7 +150,16 @@ RowOperand routed_rows(const at::Tensor& x_TD, const Routing& routing) {
 RowOperand routed_rows_for(const at::Tensor& x_TD, const Routing& routing, int64_t width, bool summed) {
   const RowOperand rows = routed_rows(x_TD, routing);
   if (x_TD.is_cpu()) return rows;
-  const int64_t widest = !summed ? 8192 : (x_TD.size(1) >= 4096 ? 1024 : 512);
+  const auto way_of = [&](GroupedGemmKind kind, RoutedOperand routed, int64_t n, int64_t k) {
+    return product_table().find({kind, kind == GroupedGemmKind::forward, routed, n, k,
+                                 routing.offsets_E1.size(0) - 1, rows.num_rows()});
+  };
+  const int64_t own = x_TD.size(1);
+  const ProductWay* way = !summed ? way_of(GroupedGemmKind::forward, RoutedOperand::a, width, own)
+                                  : way_of(GroupedGemmKind::weight_grad, RoutedOperand::a, own, width);
+  if (way == nullptr && summed) way = way_of(GroupedGemmKind::weight_grad, RoutedOperand::b, width, own);
+  if (way != nullptr) return way->copy_rows ? RowOperand{copied(rows), {}, 1} : rows;
+  const int64_t widest = summed ? 4096 : 8192;
   if (width <= widest) return rows;
   return {copied(rows), {}, 1};
 }

@@ -27,7 +27,8 @@ RowOperand routed_rows(const at::Tensor& x_TD, const Routing& routing);
 
 // The same for a product with `width` columns: copied first where that is the faster way on this device. A
 // product that gathers saves writing and reading the copy and runs slower, more so where the rows are summed
-// over (`summed`, weight gradients). Thresholds measured on an H200: docs/benchmarks/gpu-kernel-notes.md.
+// over (`summed`, weight gradients). By the table of measured products (ops/product_table.h) where it knows
+// the product, else by thresholds measured on an H200: docs/benchmarks/gpu-kernel-notes.md.
 RowOperand routed_rows_for(const at::Tensor& x_TD, const Routing& routing, int64_t width, bool summed);
 
 // (R, N) = a(R, K) x w(G, N, K)^T, in a's dtype.

@@ -23,8 +23,8 @@ bool is_run(const fs::path& folder) {
 bool may_change(const std::string& path) {
   for (const char* prefix :
        {"train.steps", "train.log_every", "train.eval_", "train.sample_", "train.trace_", "train.max_skipped",
-        "train.recompute", "train.cuda_graph", "memory.", "checkpoint.", "data.prefetch", "data.cache_dir",
-        "energy.", "quant.calibration_batches"})
+        "train.recompute", "train.cuda_graph", "train.product_table", "memory.", "checkpoint.",
+        "data.prefetch", "data.cache_dir", "energy.", "quant.calibration_batches"})
     if (path.rfind(prefix, 0) == 0) return true;
   return false;
 }
