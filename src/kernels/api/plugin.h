@@ -10,7 +10,7 @@
 
 namespace moebius::kernels {
 
-inline constexpr int kPluginAbiVersion = 6;
+inline constexpr int kPluginAbiVersion = 7;
 inline constexpr char kPluginEntry[] = "moebius_cuda_plugin";
 
 struct DeviceInfo {
