@@ -52,7 +52,7 @@ TEST(Int8Tiles, groups_of_few_rows_do_not_compute_tiles_of_many) {
 }
 
 TEST(Int8Tiles, sharing_reads_less_and_costs_rows_or_columns) {
-  const Int8Tile alone{128, 192, true, Share::none}, weights{128, 192, true, Share::b};
+  const Int8Tile alone{128, 128, true, Share::none}, weights{128, 128, true, Share::b};
   EXPECT_LT(int8_cycles(weights, {65536, 8, 28672, 4096}, kMultiprocessors),
             int8_cycles(alone, {65536, 8, 28672, 4096}, kMultiprocessors));
   // Fewer rows in a group than a block takes: the other block of each pair has none.
