@@ -213,7 +213,6 @@ void bench_shape(const Shape& s) {
   up_gathered.index_divisor = s.top_k;
   const GroupedGemmArgs down_bf = bf_args(GroupedGemmKind::forward, act, w2, rows, D, F);
   const double bf_up = bf16_best("up", up_plain, up), bf_act = bf16_best("up + swiglu", up_act, up),
-               bf_gathered = bf16_best("gather + up + swiglu", up_gathered, up),
                bf_down = bf16_best("down", down_bf, down);
   const double bf_grad =
                    bf16_best("grad down", bf_args(GroupedGemmKind::input_grad, rows, w2, act, D, F), down),
