@@ -76,8 +76,7 @@ void run_int8_variant(const Int8Variant& v, const Int8GemmArgs& args, Stream str
   check_sizes(args);
   Int8KernelParams p{};
   const Int8Tile& tile = v.tile;
-  const int32_t rows = tile.rows * (tile.share == Share::b ? 2 : 1),
-                columns = tile.columns * (tile.share == Share::a ? 2 : 1);
+  const int32_t rows = tile.rows, columns = tile.columns * (tile.pairs ? 2 : 1);
   p.tiles.tile = {rows, columns};
   p.tiles.columns = static_cast<int32_t>(args.n);
   // The side with fewer tiles is walked first, so that what is in flight shares most.
@@ -104,9 +103,9 @@ void run_int8_variant(const Int8Variant& v, const Int8GemmArgs& args, Stream str
   p.divisor = fast_divisor(args.index_divisor);
   const int64_t code_rows = args.scale_index == nullptr ? args.num_a_rows : args.num_rows;
   p.a = tensor_map(args.a, 1, padded_k, code_rows, args.digits, args.a_stride, code_rows * args.a_stride,
-                   tile.rows / (tile.share == Share::a ? 2 : 1));
-  p.b = tensor_map(args.b, 1, padded_k, padded_n, args.num_groups, padded_k, padded_n * padded_k,
-                   tile.columns / (tile.share == Share::b ? 2 : 1));
+                   tile.rows / (tile.pairs ? 2 : 1));
+  p.b =
+      tensor_map(args.b, 1, padded_k, padded_n, args.num_groups, padded_k, padded_n * padded_k, tile.columns);
   v.launch(p, cuda_stream(stream));
 }
 

@@ -48,7 +48,7 @@ void launch_int8(const Int8KernelParams& params, cudaStream_t stream) {
 
 template <class K>
 constexpr Int8Variant int8_variant(const char* name) {
-  return {name,          {K::kRows, K::kColumns, K::kPingpong, K::kShare},
+  return {name,          {K::kRows, K::kColumns, K::kPingpong, K::kPairs},
           K::kSwiglu,    K::kDigits,
           K::kMaxGroups, launch_int8<K>};
 }

@@ -1,11 +1,11 @@
 // The integer product on Hopper, one template for dense and grouped, from one row up: the persistent,
 // warp-specialised form of grouped_kernel.cuh with signed bytes (a stage has as many bytes, twice the depth)
 // and 32-bit sums. Besides that one's tiles it has tiles of 64 rows and few columns for few rows, pairs of
-// blocks that share an operand (`Share`, by multicast of the copy engine), since at twice the rate of bf16
-// the second-level cache limits tiles that are copied by each block alone, and activations of two digits: the
-// two 64-row parts of a warpgroup then are the two digits of the same rows. Rows are not gathered here: a
-// form that did was 10 to 25 % slower than this one, and copying codes is cheaper than that
-// (docs/benchmarks/gpu-kernel-notes.md).
+// blocks that share the rows of two neighbouring column tiles (by multicast of the copy engine), since at
+// twice the rate of bf16 the second-level cache limits tiles that are copied by each block alone, and
+// activations of two digits: the two 64-row parts of a warpgroup then are the two digits of the same rows.
+// Rows are not gathered here: a form that did was 10 to 25 % slower than this one, and copying codes is
+// cheaper than that (docs/benchmarks/gpu-kernel-notes.md).
 #pragma once
 
 #include <cuda_bf16.h>
@@ -44,12 +44,12 @@ struct Int8KernelParams {
 
 // A block is three warpgroups: one copies, two multiply (`PINGPONG`: each its own tile, in turns; else 64
 // rows each of one).
-template <int ROWS, int COLUMNS, bool PINGPONG, bool SWIGLU, int DIGITS = 1, Share SHARE = Share::none>
+template <int ROWS, int COLUMNS, bool PINGPONG, bool SWIGLU, int DIGITS = 1, bool PAIRS = false>
 struct Int8Kernel {
   static constexpr int kRows = ROWS, kColumns = COLUMNS, kDepth = 128, kDigits = DIGITS;
   static constexpr bool kPingpong = PINGPONG, kSwiglu = SWIGLU;
-  static constexpr Share kShare = SHARE;
-  static constexpr int kBlocks = SHARE == Share::none ? 1 : 2;  // of a cluster
+  static constexpr bool kPairs = PAIRS;
+  static constexpr int kBlocks = PAIRS ? 2 : 1;  // of a cluster
   static constexpr int kBytesA = ROWS * DIGITS * kDepth, kBytesB = COLUMNS * kDepth,
                        kStageBytes = kBytesA + kBytesB;
   static constexpr int kStagingBytes = 8 * 2048;  // a chunk of 16 rows of 128 bytes for each multiplying warp
@@ -82,23 +82,19 @@ struct Int8Block {
   }
   __device__ __forceinline__ int32_t depth() const { return (p.sum + K::kDepth - 1) / K::kDepth; }
   // First row (in its group) and column of this block's part of a tile.
-  __device__ __forceinline__ int32_t row_of(const TilePlace& tile) const {
-    return K::kShare == Share::b ? (2 * tile.row_tile + rank) * K::kRows : tile.row_tile * K::kRows;
-  }
+  __device__ __forceinline__ int32_t row_of(const TilePlace& tile) const { return tile.row_tile * K::kRows; }
   __device__ __forceinline__ int32_t column_of(const TilePlace& tile) const {
-    return K::kShare == Share::a ? (2 * tile.column_tile + rank) * K::kColumns
-                                 : tile.column_tile * K::kColumns;
+    return (K::kBlocks * tile.column_tile + rank) * K::kColumns;
   }
 };
 
-// One stage through the copy engine. Of an operand that the cluster shares each block brings one half, to
-// both.
+// One stage through the copy engine. Of the rows that a cluster shares each block brings one half, to both.
 template <class K>
 __device__ __forceinline__ void copy_int8_stage(const Int8Block<K>& b, int stage, uint32_t full, int32_t row,
                                                 int32_t group, int32_t column, int32_t depth) {
   constexpr uint16_t kBoth = 3;
   const uint32_t to_a = b.stage_a(stage), to_b = b.stage_b(stage);
-  if constexpr (K::kShare == Share::a) {
+  if constexpr (K::kPairs) {
     static_assert(K::kDigits == 1);
     constexpr int kHalf = K::kRows / 2;
     copy_box_to(to_a + b.rank * kHalf * K::kDepth, &b.p.a, full, depth, row + b.rank * kHalf, 0, kBoth);
@@ -107,13 +103,7 @@ __device__ __forceinline__ void copy_int8_stage(const Int8Block<K>& b, int stage
     for (int digit = 0; digit < K::kDigits; ++digit)
       copy_box(to_a + digit * K::kRows * K::kDepth, &b.p.a, full, depth, row, digit);
   }
-  if constexpr (K::kShare == Share::b) {
-    constexpr int kHalf = K::kColumns / 2;
-    copy_box_to(to_b + b.rank * kHalf * K::kDepth, &b.p.b, full, depth, column + b.rank * kHalf, group,
-                kBoth);
-  } else {
-    copy_box(to_b, &b.p.b, full, depth, column, group);
-  }
+  copy_box(to_b, &b.p.b, full, depth, column, group);
 }
 
 // One warp, of which lane 0 starts the copies.

@@ -7,23 +7,20 @@ namespace moebius::kernels::cuda {
 namespace {
 
 constexpr bool kSwiglu = false;
-template <int ROWS, int COLUMNS, bool PINGPONG, Share SHARE = Share::none, int DIGITS = 1>
-using Kernel = Int8Kernel<ROWS, COLUMNS, PINGPONG, kSwiglu, DIGITS, SHARE>;
+template <int ROWS, int COLUMNS, bool PINGPONG, bool PAIRS = false, int DIGITS = 1>
+using Kernel = Int8Kernel<ROWS, COLUMNS, PINGPONG, kSwiglu, DIGITS, PAIRS>;
 
 constexpr Int8Variant kVariants[] = {
     int8_variant<Kernel<128, 192, true>>("128x192 pingpong"),
     int8_variant<Kernel<128, 256, false>>("128x256 cooperative"),
     int8_variant<Kernel<128, 128, true>>("128x128 pingpong"),
-    int8_variant<Kernel<128, 256, false, Share::b>>("128x256 cooperative, shared weights"),
-    int8_variant<Kernel<128, 192, true, Share::a>>("128x192 pingpong, shared rows"),
-    int8_variant<Kernel<128, 256, false, Share::a>>("128x256 cooperative, shared rows"),
-    int8_variant<Kernel<128, 128, true, Share::a>>("128x128 pingpong, shared rows"),
+    int8_variant<Kernel<128, 128, true, true>>("128x128 pingpong, pairs"),
+    int8_variant<Kernel<128, 256, false, true>>("128x256 cooperative, pairs"),
     int8_variant<Kernel<64, 128, true>>("64x128 pingpong"),
     int8_variant<Kernel<64, 64, true>>("64x64 pingpong"),
     int8_variant<Kernel<64, 32, true>>("64x32 pingpong"),
-    int8_variant<Kernel<64, 32, true, Share::a>>("64x32 pingpong, shared rows"),
-    int8_variant<Kernel<64, 192, true, Share::none, 2>>("64x192 pingpong, two digits"),
-    int8_variant<Kernel<64, 64, true, Share::none, 2>>("64x64 pingpong, two digits"),
+    int8_variant<Kernel<64, 192, true, false, 2>>("64x192 pingpong, two digits"),
+    int8_variant<Kernel<64, 64, true, false, 2>>("64x64 pingpong, two digits"),
 };
 
 }  // namespace

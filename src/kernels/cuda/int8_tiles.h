@@ -7,14 +7,10 @@
 
 namespace moebius::kernels::cuda {
 
-// What the two blocks of a cluster have in common: nothing (no clusters), the weights of neighbouring row
-// tiles, or the rows of neighbouring column tiles.
-enum class Share : uint8_t { none, b, a };
-
 struct Int8Tile {
   int32_t rows, columns;  // of a block
   bool pingpong;
-  Share share;
+  bool pairs;  // of blocks that share the rows of two neighbouring column tiles
 };
 
 struct Int8Sizes {
@@ -27,14 +23,13 @@ struct Int8Sizes {
 // the next one's multiplying where two warpgroups take turns. Constants fitted to
 // docs/benchmarks/gpu-kernel-notes.md.
 inline double int8_cycles(const Int8Tile& tile, const Int8Sizes& size, int multiprocessors) {
-  constexpr double kOpsPerCycle =
-      3200;  // multiply-adds of one multiprocessor, all working at the power limit
-  constexpr double kBytesPerCycle = 46;  // from the second-level cache to one multiprocessor, all reading
+  // Multiply-adds of one multiprocessor at the power limit, and bytes from the second-level cache to it, when
+  // all of them compute and read.
+  constexpr double kOpsPerCycle = 3200, kBytesPerCycle = 46;
   constexpr double kStageCycles = 80;    // barriers and instructions of a stage of 128 values
   constexpr double kResultCycles = 0.3;  // for each result that a warpgroup writes
-  const double blocks = tile.share == Share::none ? 1 : 2;
-  const double rows = tile.rows * (tile.share == Share::b ? 2 : 1),
-               columns = tile.columns * (tile.share == Share::a ? 2 : 1);
+  const double blocks = tile.pairs ? 2 : 1;
+  const double rows = tile.rows, columns = tile.columns * blocks;
   const double groups = std::max(1.0, std::min(size.groups, size.rows)), mean = size.rows / groups;
   // A group's last tile is half full on average, once there are several.
   const double row_tiles =
@@ -43,8 +38,7 @@ inline double int8_cycles(const Int8Tile& tile, const Int8Sizes& size, int multi
   const double slots = std::floor(multiprocessors / blocks);
   // The last wave is shared by all, where there are many.
   const double waves = tiles > 8 * slots ? tiles / slots + 0.5 : std::ceil(tiles / slots);
-  const double bytes_a = tile.rows / (tile.share == Share::a ? 2.0 : 1.0),
-               bytes_b = tile.columns / (tile.share == Share::b ? 2.0 : 1.0);
+  const double bytes_a = tile.rows / blocks, bytes_b = tile.columns;
   const double stages = std::ceil(static_cast<double>(size.k) / 128.0);
   // Tiles of few rows: what is copied of rows that are not there comes from nowhere.
   const double used = std::min(1.0, mean / tile.rows);
