@@ -97,6 +97,8 @@ void GradientBuckets::on_gradient(size_t b, size_t e, const at::Tensor& param) {
   MOEBIUS_CHECK(!state.is_started, "a second gradient of ", bucket.entries[e].param->spec.name,
                 " after its bucket was sent");
   at::Tensor& grad = param.mutable_grad();
+  // Autograd calls hooks without a gradient, too: of a weight whose gradient is left for later.
+  if (!grad.defined()) return;
   MOEBIUS_CHECK(grad.scalar_type() == bucket.dtype, "gradient of ", bucket.entries[e].param->spec.name,
                 " is ", grad.scalar_type());
   const at::Tensor place = place_of(state, bucket, bucket.entries[e]);

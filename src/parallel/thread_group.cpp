@@ -245,6 +245,10 @@ ThreadGroup::ThreadGroup(int size, const std::string& axis) : shared_(std::make_
 
 ThreadGroup::~ThreadGroup() = default;
 
+void ThreadGroup::fail() {
+  shared_->fail();
+}
+
 void ThreadGroup::run(const std::function<void(Communicator&)>& body) {
   std::exception_ptr first;
   std::mutex mutex;

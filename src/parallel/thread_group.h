@@ -24,6 +24,9 @@ class ThreadGroup {
   // again; ranks that wait for the one that failed get CommunicationFailed.
   void run(const std::function<void(Communicator&)>& body);
 
+  // Ranks that wait, now or later, get CommunicationFailed.
+  void fail();
+
   // What the ranks share; in thread_group.cpp.
   struct Shared;
 

@@ -1,9 +1,11 @@
 // A mesh whose ranks are threads of one process, for tests.
 #pragma once
 
+#include <exception>
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -23,16 +25,32 @@ class ThreadMesh {
   }
 
   // Runs `body` once per rank, each in a thread of its own, and waits for all. The first error is thrown
-  // again; a rank that waits on another axis than world for one that failed waits on.
+  // again; ranks that wait for the one that failed get CommunicationFailed.
   void run(const std::function<void(const Mesh&)>& body) {
     const auto world = groups_.find({Axis::world, 0});
-    world->second->run([&](Communicator& comm) {
-      const Mesh mesh(layout_, comm.rank(), [&](Axis axis, const std::vector<int>& ranks) {
-        ThreadGroup& group = *groups_.at({axis, ranks.front()});
-        return std::make_unique<Borrowed>(group[layout_.index(axis, comm.rank())]);
-      });
-      body(mesh);
-    });
+    std::exception_ptr first;
+    std::mutex mutex;
+    const auto run_rank = [&](Communicator& comm) {
+      try {
+        const Mesh mesh(layout_, comm.rank(), [&](Axis axis, const std::vector<int>& ranks) {
+          ThreadGroup& group = *groups_.at({axis, ranks.front()});
+          return std::make_unique<Borrowed>(group[layout_.index(axis, comm.rank())]);
+        });
+        body(mesh);
+      } catch (...) {
+        {
+          const std::lock_guard lock(mutex);
+          if (first == nullptr) first = std::current_exception();
+        }
+        for (const auto& [key, group] : groups_) group->fail();
+        throw;
+      }
+    };
+    try {
+      world->second->run(run_rank);
+    } catch (...) {
+      std::rethrow_exception(first);
+    }
   }
 
  private:
