@@ -10,6 +10,7 @@
 #include <map>
 #include <mutex>
 
+#include "base/parallel.h"
 #include "data/prepare.h"
 #include "ops/cases/check.h"
 #include "ops/cases/tolerance.h"
@@ -156,15 +157,20 @@ void expect_same(const TrainedInStages& one, const TrainedInStages& several) {
 
 class PipelineStep : public testing::Test {
  protected:
+  // Ranks are threads: more in each of them would only get in each other's way.
+  PipelineStep() { set_num_threads(1); }
+  ~PipelineStep() override { set_num_threads(threads_); }
+
   struct Layout {
     const char* name;
     Sizes sizes;
     std::function<void(config::ParallelConfig&)> change = [](config::ParallelConfig&) {};
   };
 
-  void expect_like_one_process(const config::RunConfig& config, const std::vector<Layout>& layouts) {
+  void expect_like_one_process(const config::RunConfig& config, const std::vector<Layout>& layouts,
+                               int64_t num_steps = 8) {
     const data::Sources sources = data::open_sources(config.data, folder / "cache");
-    const TrainedInStages one = train_in_stages(config, sources, {}, 20);
+    const TrainedInStages one = train_in_stages(config, sources, {}, num_steps);
     for (const Layout& layout : layouts) {
       SCOPED_TRACE(layout.name);
       config::RunConfig own = config;
@@ -172,29 +178,34 @@ class PipelineStep : public testing::Test {
       own.parallel.tp = layout.sizes.tp;
       own.parallel.ep = layout.sizes.ep;
       layout.change(own.parallel);
-      expect_same(one, train_in_stages(own, sources, layout.sizes, 20));
+      expect_same(one, train_in_stages(own, sources, layout.sizes, num_steps));
     }
   }
 
   TestFolder folder;
+
+ private:
+  const int threads_ = num_threads();
 };
 
 TEST_F(PipelineStep, one_forward_one_backward_trains_as_one_process_does) {
   config::RunConfig config = staged_config(folder, 4);
   expect_like_one_process(
-      config, {{"pp 2", {.pp = 2}},
-               {"pp 4", {.pp = 4}},
-               {"pp 2, uneven",
-                {.pp = 2},
-                [](auto& p) {
-                  p.pp_layers = {3, 1};
-                }},
-               {"pp 2 x dp 2", {.pp = 2, .dp = 2}},
-               {"pp 2 x tp 2", {.pp = 2, .tp = 2, .expert_tp = 2}},
-               {"pp 2 x ep 2", {.pp = 2, .dp = 2, .ep = 2}},
-               {"pp 2 x fsdp 2", {.pp = 2, .fsdp = 2}, [](auto& p) { p.zero_stage = 1; }},
-               {"pp 2 x fsdp 2, stage 2", {.pp = 2, .fsdp = 2}, [](auto& p) { p.zero_stage = 2; }},
-               {"pp 2 x fsdp 2, stage 3", {.pp = 2, .fsdp = 2}, [](auto& p) { p.zero_stage = 3; }}});
+      config,
+      {{"pp 2", {.pp = 2}},
+       {"pp 4", {.pp = 4}},
+       {"pp 2, uneven",
+        {.pp = 2},
+        [](auto& p) {
+          p.pp_layers = {3, 1};
+        }},
+       {"pp 2 x dp 2", {.pp = 2, .dp = 2}},
+       {"pp 2 x tp 2", {.pp = 2, .tp = 2, .expert_tp = 2}},
+       {"pp 2 x ep 2", {.pp = 2, .dp = 2, .ep = 2}},
+       {"pp 2 x fsdp 2", {.pp = 2, .fsdp = 2}, [](auto& p) { p.zero_stage = 1; }},
+       {"pp 2 x fsdp 2, stage 2", {.pp = 2, .fsdp = 2}, [](auto& p) { p.zero_stage = 2; }},
+       {"pp 2 x fsdp 2, stage 3", {.pp = 2, .fsdp = 2}, [](auto& p) { p.zero_stage = 3; }}},
+      20);
 }
 
 // T D values for each micro-batch and border; with two pieces per stage there are two borders upwards.
