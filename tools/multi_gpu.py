@@ -55,14 +55,16 @@ def layouts(n, quick):
             rows.append((f"tp {size}", {"tp": size}))
             rows.append((f"ep {size}", {"ep": size}))
     if n % 2 == 0:
-        rows += [("ep 2, zero 3", {"ep": 2, "zero_stage": 3}), ("pp 2", {"pp": 2}), ("cp 2", {"cp": 2})]
+        rows += [("ep 2, zero 3", {"ep": 2, "zero_stage": 3}), ("pp 2", {"pp": 2}),
+                 ("pp 2, zero bubble", {"pp": 2, "pp_schedule": "zero_bubble"}), ("cp 2", {"cp": 2})]
     if n % 4 == 0:
         rows += [(f"ep {n}, nodes of 2", {"ep": n, "ep_node_size": 2}),
                  ("tp 2, ep 2", {"tp": 2, "ep": 2}), ("tp 2, ep 2, zero 1", {"tp": 2, "ep": 2, "zero_stage": 1}),
                  ("tp 2, ep 2, zero 3", {"tp": 2, "ep": 2, "zero_stage": 3}),
                  ("dp 2, fsdp 2, zero 2", {"dp": 2, "fsdp": 2, "zero_stage": 2}),
                  ("tp 2, ep 4, expert_tp 1", {"tp": 2, "ep": 4, "expert_tp": 1}),
-                 ("pp 2, ep 2", {"pp": 2, "ep": 2}), ("tp 2, 2d", {"tp": 4, "tp_mode": "2d"})]
+                 ("pp 2, ep 2", {"pp": 2, "ep": 2}), ("pp 2, tp 2", {"pp": 2, "tp": 2}),
+                 ("pp 2, zero 3", {"pp": 2, "zero_stage": 3}), ("tp 2, 2d", {"tp": 4, "tp_mode": "2d"})]
     if quick:
         wanted = ("dp", "zero 3", "tp 2", "ep 2", "tp 2, ep 2", f"ep {n}")
         rows = [row for row in rows if row[0] in wanted]
