@@ -132,8 +132,8 @@ class Decoder {
     const LoadSum* load_sum = nullptr;
   };
 
-  // Passes tokens that follow those in the cache, which then has them; at_end gets what the last block makes of
-  // them, where this process has it.
+  // Passes tokens that follow those in the cache, which then has them; at_end gets what the last block makes
+  // of them, where this process has it.
   void pass_cached(const at::Tensor& tokens_T, KvCache& cache,
                    const std::function<void(const Stream&)>& at_end) const;
   at::Tensor normed(const Stream& stream) const;  // by the final norm
