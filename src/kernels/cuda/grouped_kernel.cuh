@@ -112,28 +112,6 @@ __device__ __forceinline__ void number_tiles(const GroupedTiles& tiles, int32_t 
   if (lane == 31) starts[num_groups] = sum;
 }
 
-// starts[g]: tiles of the groups before g, by one warp. rows_of_group(g): how many rows group g has.
-template <class RowsOfGroup>
-__device__ __forceinline__ void number_tiles(const GroupedTiles& tiles, int32_t num_groups,
-                                             const RowsOfGroup& rows_of_group, int32_t* starts, int lane) {
-  const int per_lane = (num_groups + 31) / 32;
-  const int first = lane * per_lane, last = first + per_lane < num_groups ? first + per_lane : num_groups;
-  int32_t own = 0;
-  for (int g = first; g < last; ++g) own += tiles_of_group(tiles, rows_of_group(g));
-  int32_t sum = own;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int32_t other = __shfl_up_sync(0xffffffffu, sum, step);
-    if (lane >= step) sum += other;
-  }
-  int32_t at = sum - own;
-  for (int g = first; g < last; ++g) {
-    starts[g] = at;
-    at += tiles_of_group(tiles, rows_of_group(g));
-  }
-  if (lane == 31) starts[num_groups] = sum;
-}
-
 template <class K>
 struct Block {
   const GroupedKernelParams& p;
