@@ -26,8 +26,9 @@ inline double int8_cycles(const Int8Tile& tile, const Int8Sizes& size, int multi
   // Multiply-adds of one multiprocessor at the power limit, and bytes from the second-level cache to it, when
   // all of them compute and read.
   constexpr double kOpsPerCycle = 3200, kBytesPerCycle = 46;
-  constexpr double kStageCycles = 80;    // barriers and instructions of a stage of 128 values
-  constexpr double kResultCycles = 0.3;  // for each result that a warpgroup writes
+  constexpr double kStageCycles = 80;  // barriers and instructions of a stage of 128 values
+  // For each result that a warpgroup writes, alone and beside the other one's multiplying.
+  const double result_cycles = tile.pingpong ? 0.65 : 0.3;
   const double blocks = tile.pairs ? 2 : 1;
   const double rows = tile.rows, columns = tile.columns * blocks;
   const double groups = std::max(1.0, std::min(size.groups, size.rows)), mean = size.rows / groups;
@@ -45,7 +46,7 @@ inline double int8_cycles(const Int8Tile& tile, const Int8Sizes& size, int multi
   const double copying = (bytes_a * used + bytes_b) * 128.0 / kBytesPerCycle;
   const double multiplying = tile.rows * static_cast<double>(tile.columns) * 128.0 / kOpsPerCycle;
   const double main = stages * std::max({copying, multiplying, kStageCycles});
-  const double results = tile.rows * tile.columns * used / (tile.pingpong ? 1.0 : 2.0) * kResultCycles;
+  const double results = tile.rows * tile.columns * used / (tile.pingpong ? 1.0 : 2.0) * result_cycles;
   return tile.pingpong ? waves * std::max(main, (main + results) / 2) + results : waves * (main + results);
 }
 
