@@ -77,6 +77,8 @@ function(moebius_test target)
   add_test(NAME ${target} COMMAND ${target})
   set_tests_properties(${target} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT 600
     ENVIRONMENT "MOEBIUS_SOURCE_DIR=${CMAKE_SOURCE_DIR};GTEST_OUTPUT=xml:${CMAKE_BINARY_DIR}/test-results/${target}.xml")
+  # Tests run beside each other, with more threads than cores: one that waits must not spin.
+  set_property(TEST ${target} APPEND PROPERTY ENVIRONMENT "OMP_WAIT_POLICY=passive")
   if(MOEBIUS_SANITIZE AND arg_TORCH)
     # libtorch keeps objects for the life of the process; leaks are looked for in the modules without it.
     set_property(TEST ${target} APPEND PROPERTY ENVIRONMENT "ASAN_OPTIONS=detect_leaks=0")
