@@ -1,6 +1,9 @@
 #include "parallel/c10d_base.h"
 
 #include <ATen/core/grad_mode.h>
+#include <c10/util/Logging.h>
+
+#include <cstdlib>
 
 #include "base/check.h"
 #include "base/concat.h"
@@ -130,6 +133,12 @@ Pending C10dCommunicator::start(const Place& place, std::vector<at::Tensor> tens
   } catch (const std::exception& error) {
     fail(place, error);
   }
+}
+
+void set_up_c10d() {
+  ::setenv("TORCH_CPP_LOG_LEVEL", "ERROR", /*overwrite=*/0);
+  ::setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/0);
+  c10::initLogging();
 }
 
 }  // namespace moebius::parallel

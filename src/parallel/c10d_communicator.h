@@ -23,6 +23,12 @@ namespace moebius::parallel {
 
 class Positions;
 
+// Before a process makes its first group, while it has one thread: what c10d warns of, at length, comes back
+// as an error in our own words, and its flight recorder stays off unless TORCH_FR_BUFFER_SIZE says otherwise
+// (Positions knows where each rank stands, and the recorder of libtorch 2.11 takes the first exchanges of
+// groups in several threads without a lock).
+void set_up_c10d();
+
 struct GroupOptions {
   std::string axis;                           // for messages
   std::string name;                           // of this group, no other group of the run has it: "tp.0"

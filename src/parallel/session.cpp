@@ -1,11 +1,9 @@
 #include "parallel/session.h"
 
-#include <c10/util/Logging.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <condition_variable>
-#include <cstdlib>
 #include <functional>
 #include <mutex>
 #include <string>
@@ -19,6 +17,7 @@
 #include "config/dump.h"
 #include "config/load.h"
 #include "ops/device.h"
+#include "parallel/c10d_communicator.h"
 #include "parallel/collective_watch.h"
 #include "parallel/lifeline.h"
 #include "parallel/positions.h"
@@ -155,9 +154,7 @@ int exit_code_when_left_alone() {
 Session::Session(const Environment& environment, const config::RunConfig& config, at::Device device)
     : parts_(std::make_unique<Parts>()) {
   check_backend(config, device.is_cuda());
-  // What c10d warns of, at length, comes back as an error that is told in our own words.
-  ::setenv("TORCH_CPP_LOG_LEVEL", "ERROR", /*overwrite=*/0);
-  c10::initLogging();
+  set_up_c10d();
   const Layout layout = make_layout(config, environment.world_size);
   if (environment.rank == 0) log_info(describe(environment));
   parts_->rendezvous =

@@ -8,12 +8,14 @@
 #include <thread>
 #include <vector>
 
+#include "parallel/c10d_communicator.h"
 #include "parallel/rendezvous.h"
 
 namespace moebius::parallel {
 
 // Runs `body` in one thread per rank; the first error is thrown again.
 inline void run_ranks(int size, double timeout_s, const std::function<void(Rendezvous&)>& body) {
+  set_up_c10d();
   // The first rank's port is known once it serves.
   std::promise<int> port;
   std::shared_future<int> known = port.get_future().share();
