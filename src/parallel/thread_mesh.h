@@ -34,7 +34,7 @@ class ThreadMesh {
       try {
         const Mesh mesh(layout_, comm.rank(), [&](Axis axis, const std::vector<int>& ranks) {
           ThreadGroup& group = *groups_.at({axis, ranks.front()});
-          return std::make_unique<Borrowed>(group[layout_.index(axis, comm.rank())]);
+          return std::make_unique<BorrowedCommunicator>(group[layout_.index(axis, comm.rank())]);
         });
         body(mesh);
       } catch (...) {
@@ -54,30 +54,6 @@ class ThreadMesh {
   }
 
  private:
-  // A communicator of a group that outlives it.
-  class Borrowed final : public Communicator {
-   public:
-    explicit Borrowed(Communicator& real) : real_(real) {}
-    const std::string& axis() const override { return real_.axis(); }
-    int rank() const override { return real_.rank(); }
-    int size() const override { return real_.size(); }
-    Pending all_reduce(at::Tensor inout, ReduceOp op) override { return real_.all_reduce(inout, op); }
-    Pending all_gather(at::Tensor out, at::Tensor in) override { return real_.all_gather(out, in); }
-    Pending reduce_scatter(at::Tensor out, at::Tensor in) override { return real_.reduce_scatter(out, in); }
-    Pending all_to_all(at::Tensor out, at::Tensor in, std::vector<int64_t> out_rows,
-                       std::vector<int64_t> in_rows) override {
-      return real_.all_to_all(out, in, std::move(out_rows), std::move(in_rows));
-    }
-    Pending broadcast(at::Tensor inout, int root) override { return real_.broadcast(inout, root); }
-    Pending send(at::Tensor in, int to) override { return real_.send(in, to); }
-    Pending receive(at::Tensor out, int from) override { return real_.receive(out, from); }
-    void barrier() override { real_.barrier(); }
-    std::map<std::string, Traffic> traffic() const override { return real_.traffic(); }
-
-   private:
-    Communicator& real_;
-  };
-
   Layout layout_;
   std::map<std::pair<Axis, int>, std::unique_ptr<ThreadGroup>> groups_;
 };

@@ -75,34 +75,10 @@ TEST(Transport, refuses_what_cannot_serve_before_any_process_is_started) {
   EXPECT_EQ(error_of([] { check_gpu_count(config_with({"parallel.backend=nccl"}), 2, 2); }), "none");
 }
 
-// Of a group of threads that outlives it.
-class BorrowedRank final : public Communicator {
- public:
-  explicit BorrowedRank(Communicator& real) : real_(real) {}
-  const std::string& axis() const override { return real_.axis(); }
-  int rank() const override { return real_.rank(); }
-  int size() const override { return real_.size(); }
-  Pending all_reduce(at::Tensor inout, ReduceOp op) override { return real_.all_reduce(inout, op); }
-  Pending all_gather(at::Tensor out, at::Tensor in) override { return real_.all_gather(out, in); }
-  Pending reduce_scatter(at::Tensor out, at::Tensor in) override { return real_.reduce_scatter(out, in); }
-  Pending all_to_all(at::Tensor out, at::Tensor in, std::vector<int64_t> out_rows,
-                     std::vector<int64_t> in_rows) override {
-    return real_.all_to_all(out, in, std::move(out_rows), std::move(in_rows));
-  }
-  Pending broadcast(at::Tensor inout, int root) override { return real_.broadcast(inout, root); }
-  Pending send(at::Tensor in, int to) override { return real_.send(in, to); }
-  Pending receive(at::Tensor out, int from) override { return real_.receive(out, from); }
-  void barrier() override { real_.barrier(); }
-  std::map<std::string, Traffic> traffic() const override { return real_.traffic(); }
-
- private:
-  Communicator& real_;
-};
-
 TEST(StagedCommunicator, does_what_that_behind_it_does) {
   ThreadGroup group(2);
   group.run([](Communicator& real) {
-    StagedCommunicator comm(std::make_unique<BorrowedRank>(real), /*copies_host=*/true);
+    StagedCommunicator comm(std::make_unique<BorrowedCommunicator>(real), /*copies_host=*/true);
     const int64_t rank = comm.rank();
     const at::Tensor sum = at::full({3}, rank + 1, at::kFloat), whole = at::empty({2, 2}, at::kFloat),
                      part = at::empty({2}, at::kFloat), rows = at::empty({3, 1}, at::kFloat),
