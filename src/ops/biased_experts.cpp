@@ -82,7 +82,7 @@ class BiasedExpertFfn : public torch::autograd::Function<BiasedExpertFfn> {
                           const std::optional<at::Tensor>& down_bias_ED, const at::Tensor& weights_TK,
                           const at::Tensor& experts_TK, const at::Tensor& order_R,
                           const at::Tensor& inverse_R, const at::Tensor& offsets_E1, BiasedOptions options) {
-    const Routing routing = as_routing(weights_TK, experts_TK, order_R, inverse_R, offsets_E1);
+    const Routing routing = kept_routing(weights_TK, experts_TK, order_R, inverse_R, offsets_E1);
     const at::Tensor expert_R = experts_of_rows(experts_TK, order_R);
     const at::Tensor gate_up_R2F =
         pre_activation(x_TD, gate_up_E2FD, gate_up_bias_E2F.value_or(at::Tensor()), expert_R, routing);
@@ -105,7 +105,7 @@ class BiasedExpertFfn : public torch::autograd::Function<BiasedExpertFfn> {
     const at::Tensor &x_TD = saved[0], &gate_up_E2FD = saved[1], &down_EDF = saved[2],
                      &gate_up_bias_E2F = saved[3], &down_bias_ED = saved[4], &weights_TK = saved[5],
                      &experts_TK = saved[6], &order_R = saved[7], &offsets_E1 = saved[9];
-    const Routing routing = as_routing(weights_TK, experts_TK, order_R, saved[8], offsets_E1);
+    const Routing routing = kept_routing(weights_TK, experts_TK, order_R, saved[8], offsets_E1);
     const Activation form{ctx->saved_data["clamped"].toBool(), ctx->saved_data["alpha"].toDouble(),
                           ctx->saved_data["limit"].toDouble()};
     const at::Tensor grad_y_TD = grads[0].contiguous();
@@ -151,18 +151,6 @@ class BiasedExpertFfn : public torch::autograd::Function<BiasedExpertFfn> {
     at::Tensor gate_up_R2F = grouped_mm(routed_rows(x_TD, routing), gate_up_E2FD, routing.offsets_E1);
     if (bias_E2F.defined()) gate_up_R2F.add_(bias_E2F.index_select(0, expert_R));
     return gate_up_R2F;
-  }
-
-  static Routing as_routing(const at::Tensor& weights_TK, const at::Tensor& experts_TK,
-                            const at::Tensor& order_R, const at::Tensor& inverse_R,
-                            const at::Tensor& offsets_E1) {
-    Routing routing;
-    routing.weights_TK = weights_TK;
-    routing.experts_TK = experts_TK;
-    routing.order_R = order_R;
-    routing.inverse_R = inverse_R;
-    routing.offsets_E1 = offsets_E1;
-    return routing;
   }
 };
 

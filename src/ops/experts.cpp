@@ -26,7 +26,7 @@ class ExpertFfn : public torch::autograd::Function<ExpertFfn> {
   static Variable forward(AutogradContext* ctx, const at::Tensor& x_TD, const at::Tensor& gate_up_E2FD,
                           const at::Tensor& down_EDF, const at::Tensor& weights_TK, const at::Tensor& order_R,
                           const at::Tensor& inverse_R, const at::Tensor& offsets_E1, Options options) {
-    Routing routing = as_routing(weights_TK, order_R, inverse_R, offsets_E1);
+    Routing routing = kept_routing(weights_TK, {}, order_R, inverse_R, offsets_E1);
     auto [gate_up_R2F, act_RF] =
         grouped_mm_swiglu(routed_rows_for(x_TD, routing, gate_up_E2FD.size(1), false), gate_up_E2FD, routing,
                           options.keep_gate_up);
@@ -47,7 +47,7 @@ class ExpertFfn : public torch::autograd::Function<ExpertFfn> {
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor &x_TD = saved[0], &gate_up_E2FD = saved[1], &down_EDF = saved[2], &weights_TK = saved[3];
     const at::Tensor& offsets_E1 = saved[6];
-    const Routing routing = as_routing(weights_TK, saved[4], saved[5], offsets_E1);
+    const Routing routing = kept_routing(weights_TK, {}, saved[4], saved[5], offsets_E1);
     const at::Tensor grad_y_TD = grads[0].contiguous();
 
     // The kept pre-activation gives its memory to its own gradient. Should the graph be walked a second time
@@ -93,17 +93,6 @@ class ExpertFfn : public torch::autograd::Function<ExpertFfn> {
       grad_x_TD =
           combine_rows(grouped_mm_input_grad(grad_gate_up_rows, gate_up_E2FD, offsets_E1), {}, routing);
     return {grad_x_TD, grad_gate_up_E2FD, grad_down_EDF, grad_weights_TK, {}, {}, {}, {}};
-  }
-
- private:
-  static Routing as_routing(const at::Tensor& weights_TK, const at::Tensor& order_R,
-                            const at::Tensor& inverse_R, const at::Tensor& offsets_E1) {
-    Routing routing;
-    routing.weights_TK = weights_TK;
-    routing.order_R = order_R;
-    routing.inverse_R = inverse_R;
-    routing.offsets_E1 = offsets_E1;
-    return routing;
   }
 };
 

@@ -12,6 +12,19 @@
 
 namespace moebius::ops {
 
+// A Routing of what a backward pass kept of one; experts_TK may be undefined.
+inline Routing kept_routing(const at::Tensor& weights_TK, const at::Tensor& experts_TK,
+                            const at::Tensor& order_R, const at::Tensor& inverse_R,
+                            const at::Tensor& offsets_E1) {
+  Routing routing;
+  routing.weights_TK = weights_TK;
+  routing.experts_TK = experts_TK;
+  routing.order_R = order_R;
+  routing.inverse_R = inverse_R;
+  routing.offsets_E1 = offsets_E1;
+  return routing;
+}
+
 // R rows of a tensor: as they are, or row index[r] / divisor of it.
 struct RowOperand {
   at::Tensor tensor;   // (R, width), or (rows, width) with an index

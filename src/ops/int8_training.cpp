@@ -81,7 +81,7 @@ class Int8ExpertFfn : public torch::autograd::Function<Int8ExpertFfn> {
                           const at::Tensor& inverse_R, const at::Tensor& offsets_E1,
                           const Int8TrainingWeight& gate_up, const Int8TrainingWeight& down,
                           Int8FfnOptions options) {
-    const Routing routing = as_routing(weights_TK, order_R, inverse_R, offsets_E1);
+    const Routing routing = kept_routing(weights_TK, {}, order_R, inverse_R, offsets_E1);
     ActivatedRows rows = activated_rows(x_TD, gate_up.forward, routing, options.keep_gate_up);
     const int64_t num_rows = order_R.size(0);
     const CodedRows act = coded_rows(rows.act_RF, kOneDigit, 0, rows_in_use(offsets_E1));
@@ -100,7 +100,7 @@ class Int8ExpertFfn : public torch::autograd::Function<Int8ExpertFfn> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor &x_TD = saved[0], &weights_TK = saved[3], &order_R = saved[4], &offsets_E1 = saved[6];
-    const Routing routing = as_routing(weights_TK, order_R, saved[5], offsets_E1);
+    const Routing routing = kept_routing(weights_TK, {}, order_R, saved[5], offsets_E1);
     const Int8TrainingWeight gate_up = saved_weight(ctx, "gate_up"), down = saved_weight(ctx, "down");
     const at::Tensor grad_y_TD = grads[0].contiguous();
     const at::ScalarType dtype = x_TD.scalar_type();
@@ -131,16 +131,6 @@ class Int8ExpertFfn : public torch::autograd::Function<Int8ExpertFfn> {
   }
 
  private:
-  static Routing as_routing(const at::Tensor& weights_TK, const at::Tensor& order_R,
-                            const at::Tensor& inverse_R, const at::Tensor& offsets_E1) {
-    Routing routing;
-    routing.weights_TK = weights_TK;
-    routing.order_R = order_R;
-    routing.inverse_R = inverse_R;
-    routing.offsets_E1 = offsets_E1;
-    return routing;
-  }
-
   // Codes are not differentiable and are not written to while a step's graph lives, so they need no version
   // check.
   static void save(AutogradContext* ctx, const std::string& name, const Int8TrainingWeight& weight) {
