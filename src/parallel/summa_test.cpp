@@ -56,44 +56,58 @@ TEST(Summa, blocks_are_those_of_the_whole_product_and_its_gradients) {
       exact.push_back(each.to(at::kDouble).set_requires_grad(true));
     const at::Tensor want = at::mm(at::mm(exact[0], exact[1].t()), exact[2].t());
     want.backward(grad.to(at::kDouble));
-    run_grid(q, [&](const Grid& grid, int row, int column) {
-      const at::Tensor own_x = block_of(x, q, row, column).set_requires_grad(true),
-                       own_up = block_of(up, q, column, row).set_requires_grad(true),
-                       own_down = block_of(down, q, column, row).set_requires_grad(true);
-      const at::Tensor y = summa_linear(summa_linear(own_x, own_up, grid), own_down, grid);
-      y.backward(block_of(grad, q, row, column));
-      expect_block(y.detach(), want.detach(), q, row, column);
-      expect_block(own_x.grad(), exact[0].grad(), q, row, column);
-      expect_block(own_up.grad(), exact[1].grad(), q, column, row);
-      expect_block(own_down.grad(), exact[2].grad(), q, column, row);
-    });
+    // Each of them in either form.
+    for (const bool up_summed : {false, true})
+      for (const bool down_summed : {false, true})
+        run_grid(q, [&](const Grid& grid, int row, int column) {
+          const auto weight_of = [&](const at::Tensor& all, bool summed) {
+            return summed ? block_of(all, q, row, column) : block_of(all, q, column, row);
+          };
+          const auto linear = [&](const at::Tensor& in, const at::Tensor& weight, bool summed) {
+            return summed ? summa_linear_summed(in, weight, grid) : summa_linear(in, weight, grid);
+          };
+          const at::Tensor own_x = block_of(x, q, row, column).set_requires_grad(true),
+                           own_up = weight_of(up, up_summed).set_requires_grad(true),
+                           own_down = weight_of(down, down_summed).set_requires_grad(true);
+          const at::Tensor y = linear(linear(own_x, own_up, up_summed), own_down, down_summed);
+          y.backward(block_of(grad, q, row, column));
+          expect_block(y.detach(), want.detach(), q, row, column);
+          expect_block(own_x.grad(), exact[0].grad(), q, row, column);
+          EXPECT_LE(ops::cases::normalised_error(own_up.grad(), weight_of(exact[1].grad(), up_summed)),
+                    ops::cases::tolerance(ops::cases::OpClass::product, at::kFloat));
+          EXPECT_LE(ops::cases::normalised_error(own_down.grad(), weight_of(exact[2].grad(), down_summed)),
+                    ops::cases::tolerance(ops::cases::OpClass::product, at::kFloat));
+        });
   }
 }
 
 TEST(Summa, a_rank_sends_its_blocks_to_the_others_of_its_row_and_column) {
   // Elements of x, w and y; each pass as in the header.
   const int64_t t = 24, k = 12, n = 36, element = 4;
-  for (const int q : {2, 3, 4}) {
-    int64_t forward = 0, both = 0;
-    const auto run = [&](bool backward, int64_t* sent) {
-      run_grid(
-          q,
-          [&](const Grid& grid, int, int) {
-            const at::Tensor x = at::ones({t / q, k / q}).set_requires_grad(true),
-                             weight = at::ones({n / q, k / q}).set_requires_grad(true);
-            const at::Tensor y = summa_linear(x, weight, grid);
-            if (backward) y.sum().backward();
-          },
-          sent);
-    };
-    run(false, &forward);
-    run(true, &both);
-    const int64_t blocks = (t * k + n * k) * element * (q - 1) / (q * q);
-    EXPECT_EQ(forward, blocks);
-    EXPECT_EQ(both, 3 * blocks);
-    // Of n ranks a rank sends O(1 / sqrt(n)): never above 1 / q of the matrices.
-    EXPECT_LT(forward, (t * k + n * k) * element / q);
-  }
+  for (const bool summed : {false, true})
+    for (const int q : {2, 3, 4}) {
+      int64_t forward = 0, both = 0;
+      const auto run = [&](bool backward, int64_t* sent) {
+        run_grid(
+            q,
+            [&](const Grid& grid, int, int) {
+              const at::Tensor x = at::ones({t / q, k / q}).set_requires_grad(true),
+                               weight = at::ones({n / q, k / q}).set_requires_grad(true);
+              const at::Tensor y =
+                  summed ? summa_linear_summed(x, weight, grid) : summa_linear(x, weight, grid);
+              if (backward) y.sum().backward();
+            },
+            sent);
+      };
+      run(false, &forward);
+      run(true, &both);
+      const auto share = [&](int64_t elements) { return elements * element * (q - 1) / (q * q); };
+      const int64_t travels = summed ? t * n : t * k;
+      EXPECT_EQ(forward, share(travels + n * k));
+      EXPECT_EQ(both, share((summed ? 2 : 3) * travels + 3 * n * k));
+      // Of n ranks a rank sends O(1 / sqrt(n)): never above 1 / q of the matrices.
+      EXPECT_LT(forward, (travels + n * k) * element / q);
+    }
 }
 
 }  // namespace
