@@ -1,15 +1,28 @@
 // Shapes: T tokens, D model width, F expert width, E experts. With a tensor axis F is this process's share of
 // the hidden units: each rank routes all tokens alike, computes a summand of the output of every expert, and
-// the sum over the ranks is taken once, behind the weighted sum and the shared experts.
+// the sum over the ranks is taken once, behind the weighted sum and the shared experts. On a grid of ranks
+// that is so on each line, for its tokens; the dispatcher takes them to experts on other lines, and the
+// shared experts are products of blocks by themselves.
 #include "moe/moe_feed_forward.h"
 
 #include <ATen/ops/sigmoid.h>
 
 #include <algorithm>
 
+#include "moe/routing_of_lines.h"
 #include "ops/linear.h"
 
 namespace moebius::moe {
+
+namespace {
+
+// Those of all lines of a grid.
+int64_t num_tokens_of(const nn::TensorAxis* axis, const at::Tensor& in_TD,
+                      const nn::FeedForwardContext& context) {
+  return nn::in_blocks(axis) ? context.num_tokens : in_TD.size(0);
+}
+
+}  // namespace
 
 bool is_moe_layer(const config::ModelConfig& config, int64_t layer) {
   const auto& dense = config.moe.dense_layers;
@@ -78,15 +91,16 @@ ExpertWeights MoeFeedForward::experts() const {
   return experts;
 }
 
-at::Tensor MoeFeedForward::shared_summand(const at::Tensor& x_TD,
+at::Tensor MoeFeedForward::shared_summand(const at::Tensor& x_TD, const at::Tensor& in_TD,
                                           const nn::FeedForwardContext& context) const {
   const at::Tensor y_TD = shared_->summand(x_TD, context.discards);
   if (shared_gate_ == nullptr) return y_TD;
-  const at::Tensor gate_T1 = at::sigmoid(ops::linear(nn::alike(axis_, x_TD), shared_gate_->value));
+  const at::Tensor gate_T1 =
+      at::sigmoid(ops::linear(nn::alike(axis_, in_TD), nn::of_lines(axis_, shared_gate_->value)));
   return y_TD * nn::shared(axis_, gate_T1);
 }
 
-void MoeFeedForward::add_losses(const ops::Routing& routing, const nn::LoadSum* load_sum,
+void MoeFeedForward::add_losses(const ops::Routing& routing, int64_t num_tokens, const nn::LoadSum* load_sum,
                                 nn::FeedForwardResult& result) const {
   const config::BalanceConfig& balance = config_.balance;
   if (balance.aux_loss > 0 && balance.aux_scope == "model") {
@@ -95,7 +109,7 @@ void MoeFeedForward::add_losses(const ops::Routing& routing, const nn::LoadSum* 
   } else if (balance.aux_loss > 0 && load_sum != nullptr && balance.aux_scope == "micro_batch") {
     // E * sum_e f_e P_e with f_e of all ranks and P_e of this one: the mean over the ranks is the loss of all
     // their tokens.
-    const double slots = static_cast<double>(routing.experts_TK.numel());
+    const double slots = static_cast<double>(num_tokens * config_.top_k);
     const double factor = balance.aux_loss * static_cast<double>(config_.experts * config_.top_k) /
                           (slots * slots * load_sum->num_ranks());
     result.balance_loss = (load_sum->sum(routing.counts_E) * routing.prob_sum_SE.sum(0)).sum() * factor;
@@ -110,29 +124,37 @@ void MoeFeedForward::add_losses(const ops::Routing& routing, const nn::LoadSum* 
 
 ops::Routing MoeFeedForward::route(const at::Tensor& x_TD, const nn::FeedForwardContext& context) const {
   at::Tensor logits_TE;
-  ops::Routing routing = router_.route(nn::alike(axis_, x_TD), context.sequence_of_T, context.num_sequences,
-                                       context.may_drop, &logits_TE);
+  const at::Tensor sequence_of_T = nn::rows_of_line(axis_, context.sequence_of_T);
+  ops::Routing routing = router_.route(nn::alike(axis_, x_TD), sequence_of_T, context.num_sequences,
+                                       context.may_drop, &logits_TE, axis_);
+  const at::Tensor own_offsets_E1 = routing.offsets_E1;
+  add_lines(axis_, context.num_tokens, sequence_of_T,
+            router_.is_per_sequence(sequence_of_T) ? context.num_sequences : 1, routing);
   if (context.observer != nullptr) {
     context.observer->observe(layer_, routing.counts_E, routing.entropy, routing.offsets_E1,
-                              routing.experts_TK.numel());
+                              num_tokens_of(axis_, x_TD, context) * config_.top_k);
     context.observer->decided(layer_, logits_TE, routing.experts_TK, routing.weights_TK);
   }
+  routing.offsets_E1 = own_offsets_E1;
   routing.weights_TK = nn::shared(axis_, routing.weights_TK);
   return routing;
 }
 
 nn::FeedForwardResult MoeFeedForward::forward(const at::Tensor& x_TD,
                                               const nn::FeedForwardContext& context) const {
+  const bool in_blocks = nn::in_blocks(axis_);
   const at::Tensor in_TD = nn::enter(axis_, x_TD, context.num_tokens, context.discards);
   const ops::Routing routing = route(in_TD, context);
   nn::FeedForwardResult result;
   at::Tensor shared_TD;
   result.y_TD = dispatcher_->apply(in_TD, routing, experts(), context.discards != nullptr, [&] {
-    if (shared_) shared_TD = shared_summand(in_TD, context);
+    if (shared_) shared_TD = shared_summand(in_blocks ? x_TD : in_TD, in_TD, context);
   });
-  if (shared_TD.defined()) result.y_TD = result.y_TD + shared_TD;
+  if (shared_TD.defined() && !in_blocks) result.y_TD = result.y_TD + shared_TD;
   result.y_TD = nn::leave(axis_, result.y_TD);
-  if (context.with_losses) add_losses(routing, context.load_sum, result);
+  if (shared_TD.defined() && in_blocks) result.y_TD = result.y_TD + shared_TD;
+  if (context.with_losses)
+    add_losses(routing, num_tokens_of(axis_, in_TD, context), context.load_sum, result);
   return result;
 }
 

@@ -22,10 +22,12 @@ class MoeFeedForward final : public nn::FeedForward {
 
  private:
   ExpertWeights experts() const;
-  // Both within a region of the axis.
+  // Within a region of the axis.
   ops::Routing route(const at::Tensor& x_TD, const nn::FeedForwardContext& context) const;
-  at::Tensor shared_summand(const at::Tensor& x_TD, const nn::FeedForwardContext& context) const;
-  void add_losses(const ops::Routing& routing, const nn::LoadSum* load_sum,
+  // Of the tokens in_TD of a region, which the shared experts read as x_TD: on a grid between the regions.
+  at::Tensor shared_summand(const at::Tensor& x_TD, const at::Tensor& in_TD,
+                            const nn::FeedForwardContext& context) const;
+  void add_losses(const ops::Routing& routing, int64_t num_tokens, const nn::LoadSum* load_sum,
                   nn::FeedForwardResult& result) const;
 
   config::MoeConfig config_;

@@ -116,10 +116,10 @@ Router::Router(const config::ModelConfig& config, const std::string& prefix, nn:
 }
 
 ops::Routing Router::route(const at::Tensor& x_TD, const at::Tensor& sequence_of_T, int64_t num_sequences,
-                           bool may_drop, at::Tensor* logits_out_TE) const {
-  const bool per_sequence = config_.balance.aux_scope == "sequence" && sequence_of_T.defined();
-  at::Tensor logits_TE = router_logits(x_TD, weight_.value);
-  if (logit_bias_ != nullptr) logits_TE = logits_TE + logit_bias_->value;
+                           bool may_drop, at::Tensor* logits_out_TE, const nn::TensorAxis* axis) const {
+  const bool per_sequence = is_per_sequence(sequence_of_T);
+  at::Tensor logits_TE = router_logits(x_TD, nn::of_lines(axis, weight_.value));
+  if (logit_bias_ != nullptr) logits_TE = logits_TE + nn::of_lines(axis, logit_bias_->value);
   if (logits_out_TE != nullptr) *logits_out_TE = logits_TE;
   return ops::route(logits_TE, nn::value_of(bias_), per_sequence ? sequence_of_T : at::Tensor(),
                     per_sequence ? num_sequences : 1, route_options(config_, x_TD.size(0), may_drop));

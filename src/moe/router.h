@@ -7,6 +7,7 @@
 
 #include "config/model_config.h"
 #include "nn/param.h"
+#include "nn/tensor_axis.h"
 #include "ops/route.h"
 
 namespace moebius::moe {
@@ -20,9 +21,16 @@ class Router {
   Router(const config::ModelConfig& config, const std::string& prefix, nn::ParamTable& params);
 
   // sequence_of_T, num_sequences: segments of the balance loss, see ops::route. may_drop: the capacity limit
-  // applies. `logits_TE`, when given, gets the logits that were decided on.
+  // applies. `logits_TE`, when given, gets the logits that were decided on. With an axis x is in its region
+  // and the same on the ranks of a line.
   ops::Routing route(const at::Tensor& x_TD, const at::Tensor& sequence_of_T, int64_t num_sequences,
-                     bool may_drop, at::Tensor* logits_TE = nullptr) const;
+                     bool may_drop, at::Tensor* logits_TE = nullptr,
+                     const nn::TensorAxis* axis = nullptr) const;
+
+  // Balance losses are of each sequence by itself.
+  bool is_per_sequence(const at::Tensor& sequence_of_T) const {
+    return config_.balance.aux_scope == "sequence" && sequence_of_T.defined();
+  }
 
  private:
   config::MoeConfig config_;

@@ -39,13 +39,18 @@ class Attention final : public SelfAttention {
 
  private:
   at::Tensor projected(const at::Tensor& x_TD) const;
+  // positions_T: of the tokens here.
   at::Tensor turned(const at::Tensor& projected_TC, const at::Tensor& positions_T,
                     const at::Tensor& cos_sin_PD) const;
+  // All tokens' queries, keys and values of the heads whose attention is computed here.
+  at::Tensor mixed_inputs(const at::Tensor& turned_TC, int64_t num_tokens) const;
   ops::AttentionShape shape() const;
-  at::Tensor output(const at::Tensor& y_TC) const;
+  at::Tensor own_sinks() const;
+  at::Tensor output(const at::Tensor& y_TC, int64_t num_tokens) const;
 
   AttentionOptions options_;
-  int64_t num_heads_, num_kv_heads_;  // of this process
+  int64_t num_heads_, num_kv_heads_;  // of this process's projections
+  int64_t lines_;                     // of a grid of ranks, which deal these heads out for attention itself
   Param& qkv_;                        // ((H + 2 Hk) d, D): query heads, key heads, value heads
   Param& out_;                        // (D, H d)
   Param* qkv_bias_ = nullptr;

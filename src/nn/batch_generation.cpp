@@ -63,7 +63,9 @@ at::Tensor last_logits(const Decoder& decoder, const std::vector<const Hypothesi
   batch.documents.cu_seqlens_device = on_device(batch.documents.cu_seqlens, device);
   ForwardOptions options;
   options.may_drop = false;
-  return decoder.logits(decoder.forward(batch, options).hidden_TD.index_select(0, on_device(last, device)));
+  const at::Tensor hidden_TD =
+      decoder.of_all_tokens(decoder.forward(batch, options).hidden_TD, batch.tokens_T.size(0));
+  return decoder.logits(hidden_TD.index_select(0, on_device(last, device)));
 }
 
 // body(sequences) for groups of them that hold about pass_tokens tokens.

@@ -17,23 +17,24 @@
 #include "nn/recompute.h"
 #include "ops/linear.h"
 #include "ops/linear_loss.h"
-#include "ops/norm.h"
 #include "ops/rope.h"
 
 namespace moebius::nn {
 namespace {
 
 Param& declare_norm(ParamTable& params, const std::string& name, int64_t dim) {
-  return params.declare(
-      {.name = name, .dims = {dim}, .klass = ParamClass::norm, .init = Init::ones(), .decays = false});
+  return params.declare({.name = name,
+                         .dims = {dim},
+                         .klass = ParamClass::norm,
+                         .sharding = {.stream = 0},
+                         .init = Init::ones(),
+                         .decays = false});
 }
 
 // sum = x + delta (x alone without delta) and its norm.
 std::pair<at::Tensor, at::Tensor> add_norm(const at::Tensor& x_TD, const at::Tensor& delta_TD,
                                            const Param& param, const TensorAxis* axis, double eps) {
-  const at::Tensor weight = outside(axis, param.value);
-  if (!delta_TD.defined()) return {x_TD, ops::rms_norm(x_TD, weight, eps)};
-  return ops::add_rms_norm(x_TD, delta_TD, weight, eps);
+  return nn::add_norm(axis, x_TD, delta_TD, param.value, eps);
 }
 
 void add_loss(at::Tensor& sum, const at::Tensor& loss) {
@@ -72,7 +73,7 @@ Decoder::Decoder(const config::ModelConfig& config, const FeedForwardFactory& fa
     return &params_.declare({.name = name,
                              .dims = {config.vocab, config.dim},
                              .klass = ParamClass::embedding,
-                             .sharding = {.tp = 0},
+                             .sharding = {.tp = 0, .grid = 1},
                              .init = Init::normal(config.init_std)});
   };
   if (has_first || (has_last && is_embedding_shared(config, pieces_->stages)))
@@ -134,8 +135,9 @@ Decoder::Stream Decoder::run_block(int64_t layer, Stream in, const TokenBatch& b
     // A norm's output goes, and comes again from its input, which the norm keeps.
     const auto discard_normed = [&](Discards& all, const at::Tensor& normed_TD, const at::Tensor& x_TD,
                                     const Param& weight) {
-      all.add(normed_TD,
-              [x = x_TD.detach(), &weight, eps = block.eps] { return ops::rms_norm(x, weight.value, eps); });
+      all.add(normed_TD, [x = x_TD.detach(), &weight, &block] {
+        return add_norm(x, {}, weight, block.axis, block.eps).second;
+      });
     };
     const auto [x_TD, attention_in_TD] =
         add_norm(stream.x_TD, stream.delta_TD, block.attention_norm, block.axis, block.eps);
@@ -224,7 +226,7 @@ at::Tensor Decoder::embed(const at::Tensor& tokens_T) const {
   const at::Tensor row_T = tokens_T - rows.begin;
   const at::Tensor elsewhere_T = row_T.lt(0).logical_or(row_T.ge(rows.count));
   const at::Tensor here_TD = at::embedding(embedding_->value, row_T.masked_fill(elsewhere_T, 0));
-  return axis_->leave(here_TD.masked_fill(elsewhere_T.unsqueeze(1), 0));
+  return axis_->leave_lookup(here_TD.masked_fill(elsewhere_T.unsqueeze(1), 0));
 }
 
 LayerRange Decoder::layers_of(int chunk) const {
@@ -233,6 +235,7 @@ LayerRange Decoder::layers_of(int chunk) const {
 }
 
 std::vector<int64_t> Decoder::stream_sizes(int64_t num_tokens) const {
+  MOEBIUS_CHECK(!in_blocks(axis_.get()), "stages of a pipeline on a grid of tensor ranks");
   return {axis_ ? axis_->rows_between(num_tokens) : num_tokens, config_.dim};
 }
 
@@ -303,11 +306,16 @@ at::Tensor Decoder::loss(const at::Tensor& hidden_TD, const at::Tensor& targets_
   split.vocab = config_.vocab;
   split.num_ranks = axis_->place().size;
   split.gather = [this](const at::Tensor& values) { return axis_->gather(values); };
-  return ops::linear_cross_entropy(hidden_TD, output_weight(), targets_T, scale, token_loss_T, &split);
+  const at::Tensor sum =
+      ops::linear_cross_entropy(hidden_TD, axis_->whole_width(output_weight()),
+                                rows_of_line(axis_.get(), targets_T), scale, token_loss_T, &split);
+  if (token_loss_T != nullptr) *token_loss_T = axis_->rows_of_lines(*token_loss_T, targets_T.size(0));
+  return axis_->sum_of_lines(sum);
 }
 
 at::Tensor Decoder::logits(const at::Tensor& hidden_TD) const {
-  const at::Tensor logits_TV = ops::linear(hidden_TD, output_weight()).to(at::kFloat);
+  const at::Tensor weight_VD = axis_ == nullptr ? output_weight() : axis_->whole_width(output_weight());
+  const at::Tensor logits_TV = ops::linear(hidden_TD, weight_VD).to(at::kFloat);
   if (axis_ == nullptr) return logits_TV;
   // Rows of ranks may differ by one: all are padded to the most.
   const AxisPlace place = axis_->place();
@@ -374,12 +382,14 @@ at::Tensor Decoder::next_hidden(const at::Tensor& tokens_T, KvCache& cache) cons
   const at::NoGradGuard no_grad;
   at::Tensor hidden_TD;
   pass_cached(tokens_T, cache, [&](const Stream& stream) { hidden_TD = normed(stream); });
-  return axis_ == nullptr ? hidden_TD : axis_->enter(hidden_TD, tokens_T.size(0));
+  return of_all_tokens(enter(axis_.get(), hidden_TD, tokens_T.size(0)), tokens_T.size(0));
 }
 
 at::Tensor Decoder::last_logits(const Stream& stream, int64_t count) const {
   if (axis_ != nullptr)  // the last token may be another rank's
-    return logits(axis_->enter(normed(stream), count).narrow(0, count - 1, 1)).squeeze(0).contiguous();
+    return logits(of_all_tokens(axis_->enter(normed(stream), count), count).narrow(0, count - 1, 1))
+        .squeeze(0)
+        .contiguous();
   return logits(normed({stream.x_TD.narrow(0, count - 1, 1), stream.delta_TD.narrow(0, count - 1, 1)}))
       .squeeze(0);
 }

@@ -53,7 +53,9 @@ struct ForwardOptions {
 };
 
 struct DecoderOutput {
-  at::Tensor hidden_TD;     // after the final norm; in the region of the output layer, so of all tokens
+  // After the final norm; in the region of the output layer, so of all tokens (on a grid of tensor ranks
+  // those of a line: Decoder::of_all_tokens).
+  at::Tensor hidden_TD;
   at::Tensor stream_TD;     // what the next piece reads; undefined of the last, which alone has hidden_TD
   at::Tensor balance_loss;  // of all layers, coefficients applied; undefined when there is none
   // Multi-token prediction (nn/multi_token.h): its states and their targets, the tokens after next. Undefined
@@ -100,7 +102,12 @@ class Decoder {
   at::Tensor loss(const at::Tensor& hidden_TD, const at::Tensor& targets_T, double scale,
                   at::Tensor* token_loss_T = nullptr) const;
 
-  // Logits of final hidden states, (T, V) fp32; for few rows.
+  // Of final hidden states of a pass without autograd those of all its tokens.
+  at::Tensor of_all_tokens(const at::Tensor& hidden_TD, int64_t num_tokens) const {
+    return axis_ == nullptr ? hidden_TD : axis_->rows_of_lines(hidden_TD, num_tokens);
+  }
+
+  // Logits of final hidden states, (T, V) fp32; for few rows, the same on all ranks.
   at::Tensor logits(const at::Tensor& hidden_TD) const;
 
   // One sequence, no autograd: passes tokens_T (the ones after those in the cache) and returns the logits of

@@ -77,8 +77,8 @@ class DenseFeedForward final : public FeedForward {
   DenseFeedForward(const DenseOptions& options, const std::string& prefix, ParamTable& params);
   FeedForwardResult forward(const at::Tensor& x_TD, const FeedForwardContext& context) const override;
 
-  // Within a region of the axis: of all tokens the summand that this process's hidden units give, without
-  // the bias of the output.
+  // Between enter_pair() and leave_pair() (nn/linear.h): of all tokens the summand that this process's hidden
+  // units give, without the bias of the output; on a grid all of it.
   at::Tensor summand(const at::Tensor& x_TD, Discards* discards) const;
 
  private:

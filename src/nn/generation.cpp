@@ -28,7 +28,8 @@ at::Tensor logits_without_cache(const Decoder& decoder, const std::vector<int64_
   batch.max_position = count;
   ForwardOptions options;
   options.may_drop = false;
-  return decoder.logits(decoder.forward(batch, options).hidden_TD.narrow(0, count - 1, 1)).squeeze(0);
+  const at::Tensor hidden_TD = decoder.of_all_tokens(decoder.forward(batch, options).hidden_TD, count);
+  return decoder.logits(hidden_TD.narrow(0, count - 1, 1)).squeeze(0);
 }
 
 }  // namespace

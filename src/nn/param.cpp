@@ -44,21 +44,28 @@ void fill_normal_slice(const at::Tensor& cpu_f32, uint64_t seed, const Param& pa
 }
 
 ParamSlice slice_of(const ParamSpec& spec, const Shards& shards) {
-  const bool by_ep = spec.sharding.ep >= 0 && shards.ep.size > 1,
-             by_tp = spec.sharding.tp >= 0 && shards.tp.size > 1;
+  const AxisMap& map = spec.sharding;
+  const bool by_ep = map.ep >= 0 && shards.ep.size > 1, by_tp = map.tp >= 0 && shards.tp.size > 1,
+             on_grid = shards.grid.size > 1, by_grid = map.grid >= 0 && on_grid,
+             by_stream = map.stream >= 0 && on_grid;
   ParamSlice slice;
-  if (!by_ep && !by_tp) return slice;
-  MOEBIUS_CHECK(!by_ep || !by_tp || spec.sharding.ep != spec.sharding.tp, "both axes split one dim of ",
-                spec.name);
+  if (!by_ep && !by_tp && !by_grid && !by_stream) return slice;
+  MOEBIUS_CHECK((!by_ep || !by_tp || map.ep != map.tp) && (!by_grid || !by_tp || map.grid != map.tp) &&
+                    (!by_grid || !by_ep),
+                "two axes split one dim of ", spec.name);
   for (const int64_t dim : spec.dims) slice.dims.push_back({{0, dim}});
   const auto dim_of = [&](int dim) {
     MOEBIUS_CHECK_LT(static_cast<size_t>(dim), spec.dims.size(), "of ", spec.name);
     return static_cast<size_t>(dim);
   };
-  if (by_ep)
-    slice.dims[dim_of(spec.sharding.ep)] = {share_of(spec.dims[dim_of(spec.sharding.ep)], shards.ep)};
+  const auto split_evenly = [&](int dim, const AxisPlace& place) {
+    slice.dims[dim_of(dim)] = {share_of(spec.dims[dim_of(dim)], place)};
+  };
+  if (by_ep) split_evenly(map.ep, shards.ep);
+  if (by_grid) split_evenly(map.grid, shards.grid);
+  if (by_stream) split_evenly(map.stream, shards.tp);
   if (by_tp) {
-    const size_t dim = dim_of(spec.sharding.tp);
+    const size_t dim = dim_of(map.tp);
     const std::vector<int64_t> parts = spec.tp_parts.empty() ? std::vector{spec.dims[dim]} : spec.tp_parts;
     std::vector<Range>& ranges = slice.dims[dim];
     ranges.clear();
@@ -96,6 +103,14 @@ const char* name_of(ParamClass klass) {
       return "norm";
   }
   return "";
+}
+
+bool counts_once(const AxisMap& sharding, const Shards& shards) {
+  const bool on_grid = shards.grid.size > 1;
+  const bool split_by_tp = sharding.tp >= 0 || (on_grid && sharding.stream >= 0),
+             // Experts are dealt out along this axis of a grid (parallel/layout.h).
+      split_by_grid = sharding.grid >= 0 || sharding.ep >= 0;
+  return (shards.tp.rank == 0 || split_by_tp) && (shards.grid.rank == 0 || split_by_grid);
 }
 
 int64_t ParamSpec::num_elements() const {

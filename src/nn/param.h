@@ -26,6 +26,10 @@ const char* name_of(ParamClass klass);
 struct AxisMap {
   int ep = -1;  // expert axis
   int tp = -1;  // tensor axis
+  // On a grid of tensor ranks alone: the dim that its other axis splits (of weights the model's width), and
+  // the dim that the tensor axis splits because it lies as the residual stream does.
+  int grid = -1;
+  int stream = -1;
 };
 
 struct Init {
@@ -37,6 +41,10 @@ struct Init {
   static Init ones() { return {Kind::ones, 0}; }
   static Init zeros() { return {Kind::zeros, 0}; }
 };
+
+// Whether a process counts in sums over all processes what it holds of a parameter: of those that hold the
+// same elements along an axis that splits parameters the first does.
+bool counts_once(const AxisMap& sharding, const Shards& shards);
 
 // What a layer says about one parameter before any memory exists.
 struct ParamSpec {

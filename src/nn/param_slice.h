@@ -20,11 +20,12 @@ struct AxisPlace {
   int rank = 0;
 };
 
-// On the axes that split parameters.
+// On the axes that split parameters. `grid`: where tensor ranks form a grid (parallel.tp_mode = "2d"), the
+// one of its axes along which they hold other tokens; tp is the other then.
 struct Shards {
-  AxisPlace ep = {}, tp = {};
+  AxisPlace ep = {}, tp = {}, grid = {};
 
-  bool any() const { return ep.size > 1 || tp.size > 1; }
+  bool any() const { return ep.size > 1 || tp.size > 1 || grid.size > 1; }
 };
 
 struct Range {

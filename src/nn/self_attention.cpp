@@ -67,8 +67,8 @@ KvCache make_kv_cache(const config::ModelConfig& config, int64_t capacity, const
   if (config.is_latent())
     return KvCache::of_latents(config.layers, capacity, config.mla.kv_rank + config.mla.rope_dim, options,
                                format);
-  return KvCache::of_heads(config.layers, capacity, config.kv_heads / place_of(axis).size, config.query_dim(),
-                           options, format);
+  const int64_t kv_heads = config.kv_heads / place_of(axis).size / tokens_of(axis).size;
+  return KvCache::of_heads(config.layers, capacity, kv_heads, config.query_dim(), options, format);
 }
 
 ops::RopeScaling rope_scaling(const config::RopeConfig& config) {

@@ -9,11 +9,18 @@
 // between enter() and leave() is called a region and sees all tokens. In a region values that every rank
 // computes alike exist beside values that are the rank's own; the gradient of the former is a summand on each
 // rank as soon as the latter depend on them. Each function says what it does to gradients.
+//
+// Ranks may also form a grid (in_blocks()): a line of it (place()) splits heads, hidden units, the vocabulary
+// and, between regions, the model's width, and sees the same tokens; the lines (tokens()) hold different
+// tokens everywhere, so that "all tokens" above are those of the line. What only a grid does has a default
+// here, which is to do nothing.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #include "nn/param_slice.h"
 
@@ -45,6 +52,39 @@ class TensorAxis {
 
   // The values of all ranks, (ranks, ...) in their order; without autograd.
   virtual at::Tensor gather(const at::Tensor& x) const = 0;
+
+  // Norm of the residual stream, as ops::add_rms_norm: {x + delta, its norm}, without delta {x, its norm}.
+  // Outside regions; `weight` is a parameter.
+  virtual std::pair<at::Tensor, at::Tensor> add_norm(const at::Tensor& x_TD, const at::Tensor& delta_TD,
+                                                     const at::Tensor& weight_D, double eps) const;
+
+  // --- Of a grid. ---
+
+  // Which of the lines this process is on; one line: all ranks see all tokens.
+  virtual AxisPlace tokens() const { return {}; }
+  // Weights of pairs are held in blocks of both dims, and the products exchange what enter() and leave() do.
+  virtual bool in_blocks() const { return false; }
+  // The products of a pair, x (T, D) and y (T, D) as they lie between regions, h (T, N) this rank's columns.
+  // weight_ND, weight_DN: this rank's blocks.
+  virtual at::Tensor first_product(const at::Tensor& x_TD, const at::Tensor& weight_ND) const;
+  virtual at::Tensor second_product(const at::Tensor& h_TN, const at::Tensor& weight_DN) const;
+  // A parameter that lines use alike, each for its own tokens: the gradient is summed over them.
+  virtual at::Tensor of_lines(const at::Tensor& param) const { return param; }
+  // Sum over the lines of what each has of its tokens, for uses that are alike on all ranks.
+  virtual at::Tensor sum_of_lines(const at::Tensor& x) const { return x; }
+  // The rows of all lines one after the other; without autograd.
+  virtual at::Tensor rows_of_lines(const at::Tensor& x, int64_t /*num_tokens*/) const { return x; }
+  // x_TC, whose columns are parts of these widths: all tokens, and of each part this line's share of columns.
+  virtual at::Tensor to_sequences(const at::Tensor& x_TC, const std::vector<int64_t>& /*parts*/,
+                                  int64_t /*num_tokens*/) const {
+    return x_TC;
+  }
+  // Back, for one part.
+  virtual at::Tensor from_sequences(const at::Tensor& y_TC, int64_t /*num_tokens*/) const { return y_TC; }
+  // Out of a lookup in this rank's block of a table with zeros for what other ranks have: y has all tokens.
+  virtual at::Tensor leave_lookup(const at::Tensor& y_TD) const { return leave(y_TD); }
+  // This rank's rows of a table in the model's whole width; the gradient goes to those who hold it.
+  virtual at::Tensor whole_width(const at::Tensor& param_VD) const { return param_VD; }
 };
 
 // The same without an axis: nothing happens. `discards`, where given, gets what the exchange makes again; x
@@ -66,5 +106,20 @@ inline at::Tensor outside(const TensorAxis* axis, const at::Tensor& param) {
 inline AxisPlace place_of(const TensorAxis* axis) {
   return axis != nullptr ? axis->place() : AxisPlace{};
 }
+inline AxisPlace tokens_of(const TensorAxis* axis) {
+  return axis != nullptr ? axis->tokens() : AxisPlace{};
+}
+inline bool in_blocks(const TensorAxis* axis) {
+  return axis != nullptr && axis->in_blocks();
+}
+inline at::Tensor of_lines(const TensorAxis* axis, const at::Tensor& param) {
+  return axis != nullptr && param.defined() ? axis->of_lines(param) : param;
+}
+// Of values per token those of this line's tokens.
+at::Tensor rows_of_line(const TensorAxis* axis, const at::Tensor& x_T);
+// See TensorAxis::add_norm.
+std::pair<at::Tensor, at::Tensor> add_norm(const TensorAxis* axis, const at::Tensor& x_TD,
+                                           const at::Tensor& delta_TD, const at::Tensor& weight_D,
+                                           double eps);
 
 }  // namespace moebius::nn

@@ -75,7 +75,7 @@ std::vector<at::Tensor> DataParallel::counted_gradients() const {
     for (const FlatEntry& entry : bucket.entries) {
       if (options_.counts && !options_.counts(*entry.param)) continue;
       // What tensor ranks hold alike is counted by the first of them.
-      if (params_.shards().tp.rank > 0 && entry.param->spec.sharding.tp < 0) continue;
+      if (!nn::counts_once(entry.param->spec.sharding, params_.shards())) continue;
       const ShardPart part = part_of(bucket, entry, bucket.axis->shard->rank());
       if (part.begin < part.end)
         counted.push_back(gradients_->shard(b).narrow(0, part.offset, part.end - part.begin));

@@ -18,10 +18,17 @@ struct Run {
 
 }  // namespace
 
+int64_t grid_side(const config::ParallelConfig& config) {
+  int64_t side = 1;
+  if (config.tp_mode == "2d")
+    while (side * side < config.tp) ++side;
+  return side;
+}
+
 const char* name_of(Axis axis) {
-  static constexpr const char* kNames[] = {"world",   "pp",        "pp_back",    "dp", "fsdp",
-                                           "cp",      "tp",        "data",       "ep", "ep_node",
-                                           "ep_rail", "expert_tp", "expert_data"};
+  static constexpr const char* kNames[] = {"world",   "pp",        "pp_back", "dp",        "fsdp",
+                                           "cp",      "tp",        "data",    "ep",        "ep_node",
+                                           "ep_rail", "expert_tp", "tp_row",  "tp_column", "expert_data"};
   return kNames[static_cast<size_t>(axis)];
 }
 
@@ -32,6 +39,8 @@ Layout::Layout(const Sizes& sizes) : sizes_(sizes) {
   MOEBIUS_CHECK(stage_size() % (sizes.ep * sizes.expert_tp) == 0, "ep ", sizes.ep, " x expert_tp ",
                 sizes.expert_tp, " does not divide a stage of ", stage_size());
   MOEBIUS_CHECK_EQ(sizes.ep % sizes.ep_node, 0, "ranks of a node");
+  MOEBIUS_CHECK(sizes.tp_side == 1 || sizes.tp_side * sizes.tp_side == sizes.tp, "a grid of side ",
+                sizes.tp_side, " for ", sizes.tp, " tensor ranks");
 }
 
 namespace {
@@ -63,6 +72,10 @@ Run run_of(const Layout::Sizes& s, Axis axis) {
       return {s.expert_tp, s.ep_node};
     case Axis::ep_rail:
       return {s.expert_tp * s.ep_node, s.ep_node > 1 ? s.ep / s.ep_node : 1};
+    case Axis::tp_row:
+      return {1, s.tp_side};
+    case Axis::tp_column:
+      return {s.tp_side, s.tp_side};
     case Axis::expert_data:
       return {s.expert_tp * s.ep, stage / (s.expert_tp * s.ep)};
   }
@@ -114,9 +127,8 @@ void refuse_missing(const config::ParallelConfig& p) {
     throw_user_error("parallel.", field, " is ", value, ", but ", what, " is not there yet; set it to ",
                      way_out);
   };
-  if (p.tp > 1 && p.tp_mode == "2d")
-    refuse("tp_mode", "'2d'", "tensor parallelism on a grid of ranks", "'1d'");
-  if (p.tp > 1 && p.expert_tp == 1) refuse("expert_tp", 1, "whole experts beside split attention", 0);
+  if (p.tp > 1 && p.tp_mode == "1d" && p.expert_tp == 1)
+    refuse("expert_tp", 1, "whole experts beside split attention", 0);
   if (p.cp > 1) refuse("cp", p.cp, "context parallelism", 1);
 }
 
@@ -126,15 +138,7 @@ void check_model(const config::ParallelConfig& p, const config::ModelConfig& m) 
     throw_user_error("parallel.tp is ", p.tp, ", which does not divide the ", m.heads,
                      " heads (model.heads) and ", m.kv_heads, " key and value heads (model.kv_heads); use ",
                      m.is_latent() ? common_divisors({m.heads}) : common_divisors({m.heads, m.kv_heads}));
-  check_tensor_split(m, p.tp);
-  if (p.tp_mode == "2d") {
-    int64_t side = 1;
-    while (side * side < p.tp) ++side;
-    if (side * side != p.tp)
-      throw_user_error("parallel.tp is ", p.tp,
-                       ", but parallel.tp_mode = '2d' needs a square grid of ranks; use ",
-                       (side - 1) * (side - 1), " or ", side * side);
-  }
+  if (p.tp_mode == "1d") check_tensor_split(m, p.tp);
   if (p.ep > 1 && m.moe.experts == 0)
     throw_user_error("parallel.ep is ", p.ep,
                      ", but the model has no experts (model.moe.experts is 0); set it to 1");
@@ -234,9 +238,31 @@ void check_batch(const Layout& layout, const config::TrainSection& train) {
 
 }  // namespace
 
+void check_grid(const config::RunConfig& config) {
+  const config::ParallelConfig& p = config.parallel;
+  const int64_t side = grid_side(p);
+  if (side == 1) return;
+  if (side * side != p.tp)
+    throw_user_error("parallel.tp is ", p.tp,
+                     ", but parallel.tp_mode = '2d' needs a square grid of ranks; use ",
+                     (side - 1) * (side - 1), " or ", side * side);
+  const auto refuse = [](const char* field, const auto& value, const char* why, const auto& way_out) {
+    throw_user_error(field, " is ", value, ", but parallel.tp_mode is '2d', ", why, "; set it to ", way_out,
+                     ", or use tp_mode = '1d'");
+  };
+  if (p.pp > 1) refuse("parallel.pp", p.pp, "whose blocks no stage hands on", 1);
+  if (p.ep > 1) refuse("parallel.ep", p.ep, "which deals experts out to the rows of its grid by itself", 1);
+  if (p.expert_tp != 0)
+    refuse("parallel.expert_tp", p.expert_tp, "which splits experts over the columns of its grid", 0);
+  if (config.quant.is_on())
+    refuse("quant.scheme", "'" + config.quant.scheme + "'", "whose products are of plain floats", "'none'");
+  check_grid_split(config.model, side);
+}
+
 Layout make_layout(const config::RunConfig& config, int world) {
   const config::ParallelConfig& p = config.parallel;
   check_model(p, config.model);
+  check_grid(config);
   check_pipeline(config);
   const int64_t fixed = p.tp * p.cp * p.pp;
   if (fixed > world || world % fixed != 0) {
@@ -253,11 +279,13 @@ Layout make_layout(const config::RunConfig& config, int world) {
   sizes.pp = static_cast<int>(p.pp);
   sizes.ep = static_cast<int>(p.ep);
   sizes.expert_tp = static_cast<int>(p.expert_tp == 0 ? p.tp : p.expert_tp);
+  sizes.tp_side = static_cast<int>(grid_side(p));
   share_out(p, world / fixed, world, sizes);
   if (sizes.expert_tp != 1 && sizes.expert_tp != sizes.tp)
     throw_user_error("parallel.expert_tp is ", p.expert_tp,
                      "; experts are split as dense layers are (parallel.tp, ", p.tp,
                      ") or not at all; use 0 or 1");
+  if (sizes.tp_side > 1 && config.model.moe.experts > 0) sizes.ep = sizes.expert_tp = sizes.tp_side;
   const int64_t stage = world / p.pp;
   if (stage % (p.ep * sizes.expert_tp) != 0)
     throw_user_error(
@@ -294,6 +322,7 @@ std::string describe(const Layout& layout) {
   std::string text =
       concat(layout.world(), " processes: ", product({Axis::pp, Axis::dp, Axis::fsdp, Axis::cp, Axis::tp}));
   const Layout::Sizes& sizes = layout.sizes();
+  if (sizes.tp_side > 1) text += concat(" (", sizes.tp_side, " x ", sizes.tp_side, ")");
   if (sizes.ep > 1 || sizes.expert_tp != sizes.tp)
     text += concat(" (experts of a stage: ", product({Axis::expert_data, Axis::ep, Axis::expert_tp}), ")");
   return text;

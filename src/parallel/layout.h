@@ -4,7 +4,9 @@
 // neighbours: they talk most) and pp slowest. Ranks that differ in dp or fsdp see other sequences; ranks that
 // differ in cp see other parts of them. Experts fold the same ranks of one pipeline stage anew (as parallel
 // folding in Megatron-Core does): stage = expert_data x ep x expert_tp, expert_tp fastest. With expert_tp =
-// tp an expert group lies across data ranks; with expert_tp = 1 across tensor ranks first.
+// tp an expert group lies across data ranks; with expert_tp = 1 across tensor ranks first. On a grid of
+// tensor ranks experts are dealt out to its rows and their hidden units to its columns: ep and expert_tp are
+// both its side, and lie as its columns and rows do.
 #pragma once
 
 #include <cstdint>
@@ -30,11 +32,16 @@ enum class Axis : uint8_t {
   ep_node,  // neighbours of ep that share a machine, and
   ep_rail,  // ranks with one place on their machines; both of one rank where parallel.ep_node_size is 0
   expert_tp,
+  // With parallel.tp_mode = "2d" the tensor ranks as a grid, row by row: ranks that see the same tokens, and
+  // ranks that hold the same columns of activations. Both of one rank else.
+  tp_row,
+  tp_column,
   expert_data,  // ranks that hold the same part of the same experts
 };
-inline constexpr Axis kAxes[] = {Axis::world,   Axis::pp,        Axis::pp_back,    Axis::dp, Axis::fsdp,
-                                 Axis::cp,      Axis::tp,        Axis::data,       Axis::ep, Axis::ep_node,
-                                 Axis::ep_rail, Axis::expert_tp, Axis::expert_data};
+inline constexpr Axis kAxes[] = {Axis::world,  Axis::pp,        Axis::pp_back,    Axis::dp,
+                                 Axis::fsdp,   Axis::cp,        Axis::tp,         Axis::data,
+                                 Axis::ep,     Axis::ep_node,   Axis::ep_rail,    Axis::expert_tp,
+                                 Axis::tp_row, Axis::tp_column, Axis::expert_data};
 // "data"
 const char* name_of(Axis axis);
 
@@ -43,6 +50,7 @@ class Layout {
   struct Sizes {
     int pp = 1, dp = 1, fsdp = 1, cp = 1, tp = 1, ep = 1, expert_tp = 1;
     int ep_node = 1;  // divides ep; 1: one level
+    int tp_side = 1;  // of the grid of tensor ranks, tp = tp_side^2; 1: they are a line
   };
   Layout() = default;  // one process
   // CHECK: all at least 1, ep x expert_tp divides a stage, and ep_node divides ep.
@@ -65,6 +73,12 @@ class Layout {
 
   Sizes sizes_;
 };
+
+// Of the grid that parallel.tp_mode = "2d" makes of the tensor ranks; 1 where they are a line.
+int64_t grid_side(const config::ParallelConfig& config);
+
+// UserError, with the way out, when the model or what is set beside it does not go with that grid.
+void check_grid(const config::RunConfig& config);
 
 // The layout of `world` processes: fills in what `config` leaves open (0). UserError, with what would fit,
 // when the processes cannot be laid out so, or the model's or the batch's sizes do not allow it, or an axis

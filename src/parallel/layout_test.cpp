@@ -20,6 +20,7 @@ std::vector<Layout> many_layouts() {
               for (const int expert_tp : {1, tp}) {
                 if (dp * fsdp * cp * tp % (ep * expert_tp) != 0) continue;
                 layouts.emplace_back(Layout::Sizes{pp, dp, fsdp, cp, tp, ep, expert_tp});
+                if (tp == 4) layouts.emplace_back(Layout::Sizes{pp, dp, fsdp, cp, tp, ep, expert_tp, 1, 2});
               }
   return layouts;
 }
@@ -78,6 +79,14 @@ TEST(LayoutTest, experts_fold_the_ranks_of_a_stage_anew) {
   EXPECT_EQ(nodes.group(Axis::ep_node, 3), (std::vector<int>{2, 3}));
   EXPECT_EQ(nodes.group(Axis::ep_rail, 3), (std::vector<int>{1, 3}));
   EXPECT_EQ(whole.size(Axis::ep_rail), 1);
+  // A grid of tensor ranks, row by row; experts are dealt out as its columns and rows lie.
+  const Layout grid(Layout::Sizes{.dp = 2, .tp = 4, .ep = 2, .expert_tp = 2, .tp_side = 2});
+  EXPECT_EQ(grid.group(Axis::tp_row, 6), (std::vector<int>{6, 7}));
+  EXPECT_EQ(grid.group(Axis::tp_column, 5), (std::vector<int>{5, 7}));
+  EXPECT_EQ(grid.group(Axis::expert_tp, 6), grid.group(Axis::tp_row, 6));
+  EXPECT_EQ(grid.group(Axis::ep, 5), grid.group(Axis::tp_column, 5));
+  EXPECT_EQ(grid.group(Axis::expert_data, 1), grid.group(Axis::data, 1));
+  EXPECT_EQ(whole.size(Axis::tp_row) * whole.size(Axis::tp_column), 1);
   // Stages are slowest.
   const Layout stages(Layout::Sizes{.pp = 2, .dp = 2, .tp = 2});
   EXPECT_EQ(stages.group(Axis::pp, 1), (std::vector<int>{1, 5}));
@@ -115,6 +124,14 @@ TEST(LayoutTest, what_is_left_open_is_derived) {
   EXPECT_EQ(describe(make_layout(config, 4)), "4 processes: dp 2 x fsdp 2");
   EXPECT_EQ(describe(Layout({.dp = 2, .tp = 2, .ep = 2, .expert_tp = 2})),
             "4 processes: dp 2 x tp 2 (experts of a stage: ep 2 x expert_tp 2)");
+  config = small_config();
+  config.parallel.tp = 4;
+  config.parallel.tp_mode = "2d";
+  config.model.ffn_dim = 32;
+  EXPECT_EQ(describe(make_layout(config, 8)),
+            "8 processes: dp 2 x tp 4 (2 x 2) (experts of a stage: expert_data 2 x ep 2 x expert_tp 2)");
+  config.model.moe.experts = 0;
+  EXPECT_EQ(describe(make_layout(config, 4)), "4 processes: tp 4 (2 x 2)");
 }
 
 TEST(LayoutTest, what_does_not_fit_is_refused_with_what_would) {
@@ -168,6 +185,32 @@ TEST(LayoutTest, what_does_not_fit_is_refused_with_what_would) {
                       c.parallel.tp_mode = "2d";
                     }),
             "parallel.tp is 2, but parallel.tp_mode = '2d' needs a square grid of ranks; use 1 or 4");
+}
+
+TEST(LayoutTest, what_does_not_go_with_a_grid_is_refused_by_name) {
+  const auto refused = [](const auto& change) {
+    config::RunConfig config = small_config();
+    config.parallel.tp = 4;
+    config.parallel.tp_mode = "2d";
+    change(config);
+    return refusal(config, 8);
+  };
+  using C = config::RunConfig;
+  EXPECT_EQ(refused([](C& c) { c.parallel.pp = 2; }),
+            "parallel.pp is 2, but parallel.tp_mode is '2d', whose blocks no stage hands on; set it to 1, or "
+            "use tp_mode = '1d'");
+  EXPECT_EQ(refused([](C& c) { c.parallel.ep = 2; }),
+            "parallel.ep is 2, but parallel.tp_mode is '2d', which deals experts out to the rows of its grid "
+            "by itself; set it to 1, or use tp_mode = '1d'");
+  EXPECT_EQ(refused([](C& c) { c.parallel.expert_tp = 1; }),
+            "parallel.expert_tp is 1, but parallel.tp_mode is '2d', which splits experts over the columns of "
+            "its grid; set it to 0, or use tp_mode = '1d'");
+  EXPECT_EQ(
+      refused([](C& c) { c.quant.scheme = "int8"; }),
+      "quant.scheme is 'int8', but parallel.tp_mode is '2d', whose products are of plain floats; set it "
+      "to 'none', or use tp_mode = '1d'");
+  EXPECT_NE(refused([](C& c) { c.model.dim = 33; }).find("2 does not divide model.dim = 33"),
+            std::string::npos);
 }
 
 // To be shortened as they land.

@@ -2,6 +2,7 @@
 
 #include "moe/moe_feed_forward.h"
 #include "parallel/expert_dispatcher.h"
+#include "parallel/grid_axis.h"
 #include "parallel/mesh.h"
 #include "parallel/stage_link.h"
 #include "parallel/tensor_axis.h"
@@ -9,7 +10,8 @@
 namespace moebius::parallel {
 
 std::unique_ptr<nn::Decoder> make_spread_decoder(const config::RunConfig& config, const Mesh& mesh) {
-  Communicator &ep = mesh.on(Axis::ep), &tp = mesh.on(Axis::tp);
+  Communicator &ep = mesh.on(Axis::ep), &tp = mesh.on(Axis::tp), &row = mesh.on(Axis::tp_row),
+               &column = mesh.on(Axis::tp_column);
   std::shared_ptr<const moe::TokenDispatcher> dispatcher;
   const int64_t experts = config.model.moe.experts, chunks = config.parallel.ep_chunks;
   if (Communicator& rail = mesh.on(Axis::ep_rail); rail.size() > 1) {
@@ -20,10 +22,17 @@ std::unique_ptr<nn::Decoder> make_spread_decoder(const config::RunConfig& config
     dispatcher = std::make_shared<ExpertDispatcher>(ep, experts, chunks);
   }
   std::shared_ptr<const nn::TensorAxis> axis;
-  if (tp.size() > 1) axis = make_tensor_axis(tp, config.parallel.sequence_parallel);
+  nn::Shards shards{.ep = {ep.size(), ep.rank()}, .tp = {tp.size(), tp.rank()}};
+  if (row.size() > 1) {
+    axis = make_grid_axis(tp, row, column);
+    shards.tp = axis->place();
+    shards.grid = axis->tokens();
+  } else if (tp.size() > 1) {
+    axis = make_tensor_axis(tp, config.parallel.sequence_parallel);
+  }
   std::unique_ptr<nn::Decoder> decoder =
       moe::make_decoder(config.model, std::move(dispatcher), std::move(axis), make_pieces(config, mesh));
-  decoder->params().split({.ep = {ep.size(), ep.rank()}, .tp = {tp.size(), tp.rank()}});
+  decoder->params().split(shards);
   return decoder;
 }
 

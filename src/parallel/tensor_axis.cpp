@@ -2,55 +2,16 @@
 #include "parallel/tensor_axis.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/core/ivalue.h>
 #include <ATen/ops/empty.h>
-#include <torch/csrc/autograd/custom_function.h>
 
-#include <functional>
-#include <utility>
 #include <vector>
 
 #include "base/check.h"
 #include "base/error.h"
+#include "parallel/exchange.h"
 
 namespace moebius::parallel {
 namespace {
-
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-using Map = std::function<at::Tensor(const at::Tensor&)>;
-
-// Lets a node of the graph own what its backward does.
-struct MapHolder final : torch::CustomClassHolder {
-  explicit MapHolder(Map m) : map(std::move(m)) {}
-  Map map;
-};
-
-// forward(x), with the gradient backward(grad).
-class Exchange : public torch::autograd::Function<Exchange> {
- public:
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const Map& forward,
-                            const c10::intrusive_ptr<MapHolder>& backward) {
-    ctx->saved_data["backward"] = at::IValue::make_capsule(backward);
-    return forward(x);
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto holder =
-        c10::static_intrusive_pointer_cast<MapHolder>(ctx->saved_data["backward"].toCapsule());
-    return {holder->map(grads[0]), {}, {}};
-  }
-};
-
-at::Tensor exchange(const at::Tensor& x, const Map& forward, Map backward) {
-  if (!at::GradMode::is_enabled() || !x.requires_grad()) return forward(x.detach());
-  return Exchange::apply(x, forward, c10::make_intrusive<MapHolder>(std::move(backward)));
-}
-
-at::Tensor identity(const at::Tensor& x) {
-  return x;
-}
 
 class OneDimAxis : public nn::TensorAxis {
  public:
@@ -68,7 +29,7 @@ class OneDimAxis : public nn::TensorAxis {
   }
   at::Tensor alike(const at::Tensor& x) const override {
     const double share = 1.0 / axis_.size();
-    return exchange(x, identity, [share](const at::Tensor& grad) { return grad * share; });
+    return exchange(x, identity, [share](const at::Tensor& grad) { return grad.mul(share); });
   }
   at::Tensor shared(const at::Tensor& x) const override {
     return exchange(x, identity, [this](const at::Tensor& grad) { return sum(grad); });
@@ -144,6 +105,28 @@ std::shared_ptr<const nn::TensorAxis> make_tensor_axis(Communicator& axis, bool 
   return std::make_shared<OneDimAxis>(axis);
 }
 
+namespace {
+
+void check_vocabulary(const config::ModelConfig& model, int64_t tp, int64_t parts) {
+  if (model.vocab > 0 && model.vocab < parts)
+    throw_user_error("parallel.tp is ", tp, ", but the vocabulary has ", model.vocab,
+                     " tokens: a rank would hold none; lower parallel.tp");
+}
+
+void check_query_norm(const config::ModelConfig& model, int64_t tp) {
+  if (model.qk_norm == "full")
+    throw_user_error(
+        "parallel.tp is ", tp,
+        ", but model.qk_norm = 'full' takes one norm over all heads, which tensor parallelism splits; "
+        "use parallel.tp = 1 with this model");
+}
+
+bool has_dense_layers(const config::ModelConfig& model) {
+  return model.moe.experts == 0 || !model.moe.dense_layers.empty();
+}
+
+}  // namespace
+
 void check_tensor_split(const config::ModelConfig& model, int64_t ranks) {
   const auto must_divide = [ranks](const char* field, int64_t value) {
     if (value % ranks != 0)
@@ -153,19 +136,41 @@ void check_tensor_split(const config::ModelConfig& model, int64_t ranks) {
   if (ranks == 1) return;
   must_divide("model.heads", model.heads);
   if (!model.is_latent()) must_divide("model.kv_heads", model.kv_heads);
-  const bool routed = model.moe.experts > 0;
-  if (!routed || !model.moe.dense_layers.empty()) must_divide("model.ffn_dim", model.ffn_dim);
-  if (routed) must_divide("model.moe.expert_dim", model.moe.expert_dim);
-  if (routed && model.moe.shared_experts > 0)
+  if (has_dense_layers(model)) must_divide("model.ffn_dim", model.ffn_dim);
+  if (model.moe.experts > 0) must_divide("model.moe.expert_dim", model.moe.expert_dim);
+  if (model.moe.experts > 0 && model.moe.shared_experts > 0)
     must_divide("the shared experts' width", model.moe.shared_width());
-  if (model.vocab > 0 && model.vocab < ranks)
-    throw_user_error("parallel.tp is ", ranks, ", but the vocabulary has ", model.vocab,
-                     " tokens: a rank would hold none; lower parallel.tp");
-  if (model.qk_norm == "full")
-    throw_user_error(
-        "parallel.tp is ", ranks,
-        ", but model.qk_norm = 'full' takes one norm over all heads, which tensor parallelism splits; "
-        "use parallel.tp = 1 with this model");
+  check_vocabulary(model, ranks, ranks);
+  check_query_norm(model, ranks);
+}
+
+void check_grid_split(const config::ModelConfig& model, int64_t side) {
+  if (side == 1) return;
+  const int64_t ranks = side * side;
+  const auto must_divide = [side, ranks](int64_t divisor, const char* field, int64_t value) {
+    if (value % divisor != 0)
+      throw_user_error("parallel.tp is ", ranks, " with parallel.tp_mode = '2d', a grid of ", side, " x ",
+                       side, ", and ", divisor, " does not divide ", field, " = ", value, "; change ", field,
+                       ", or use another tp");
+  };
+  const auto refuse = [](const char* field, const char* value, const char* what) {
+    throw_user_error(field, " is ", value, ", but parallel.tp_mode = '2d' has no ", what,
+                     " in blocks; use tp_mode = '1d' with this model");
+  };
+  if (model.is_latent()) refuse("model.attention", "'mla'", "latent attention");
+  if (model.mtp.depth > 0) refuse("model.mtp.depth", "1", "multi-token prediction");
+  check_query_norm(model, ranks);
+  must_divide(side, "model.dim", model.dim);
+  must_divide(ranks, "model.heads", model.heads);
+  must_divide(ranks, "model.kv_heads", model.kv_heads);
+  if (has_dense_layers(model)) must_divide(side, "model.ffn_dim", model.ffn_dim);
+  if (model.moe.experts > 0) {
+    must_divide(side, "model.moe.experts", model.moe.experts);
+    must_divide(side, "model.moe.expert_dim", model.moe.expert_dim);
+    if (model.moe.shared_experts > 0)
+      must_divide(side, "the shared experts' width", model.moe.shared_width());
+  }
+  check_vocabulary(model, ranks, side);
 }
 
 }  // namespace moebius::parallel

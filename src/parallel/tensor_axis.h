@@ -22,7 +22,9 @@ namespace moebius::parallel {
 // `axis` outlives the result and every graph of autograd that was made with it.
 std::shared_ptr<const nn::TensorAxis> make_tensor_axis(Communicator& axis, bool sequence);
 
-// UserError naming the field when `ranks` processes cannot split the model.
+// UserError naming the field when `ranks` processes cannot split the model; when a grid of side x side
+// (grid_axis.h) cannot.
 void check_tensor_split(const config::ModelConfig& model, int64_t ranks);
+void check_grid_split(const config::ModelConfig& model, int64_t side);
 
 }  // namespace moebius::parallel

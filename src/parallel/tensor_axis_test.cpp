@@ -5,40 +5,14 @@
 
 #include <map>
 
-#include "base/check.h"
-#include "base/concat.h"
 #include "base/error.h"
 #include "config/validate.h"
 #include "moe/moe_feed_forward.h"
-#include "nn/layer_check.h"
-#include "ops/cases/check.h"
-#include "ops/cases/tolerance.h"
-#include "ops/linear_loss.h"
+#include "parallel/split_check.h"
 #include "parallel/thread_group.h"
 
 namespace moebius::parallel {
 namespace {
-
-using ops::cases::OpClass;
-
-constexpr int64_t kVocab = 51;  // no tp divides it
-
-config::ModelConfig split_model() {
-  config::ModelConfig model;
-  model.layers = 3;
-  model.dim = 24;
-  model.heads = 8;
-  model.kv_heads = 4;
-  model.head_dim = 6;
-  model.ffn_dim = 40;
-  model.vocab = kVocab;
-  model.init_std = 0.3;
-  model.moe.experts = 6;
-  model.moe.top_k = 2;
-  model.moe.expert_dim = 12;
-  model.moe.dense_layers = {1};
-  return model;
-}
 
 struct SplitForm {
   std::string name;
@@ -88,79 +62,6 @@ std::vector<SplitForm> split_forms() {
   };
 }
 
-// Values that are random everywhere, biases and norms too, and alike for every split.
-void fill_split(nn::ParamTable& params) {
-  params.allocate(at::kFloat, at::kCPU);
-  params.initialise(3);
-  const at::NoGradGuard no_grad;
-  int64_t number = 0;
-  for (nn::Param& param : params.params()) {
-    ++number;
-    if (param.spec.init.kind == nn::Init::Kind::normal) continue;
-    const at::Tensor noise = at::arange(param.spec.num_elements(), at::kFloat)
-                                 .mul_(0.7 + 0.01 * static_cast<double>(number))
-                                 .sin_()
-                                 .view(param.spec.dims);
-    const at::Tensor own = at::empty_like(param.value.detach());
-    nn::copy_from_whole(param.slice, noise, own);
-    param.value.add_(own, 0.2);
-  }
-}
-
-nn::TokenBatch split_batch(const std::vector<int32_t>& lengths) {
-  nn::TokenBatch batch = nn::document_batch(lengths, kVocab);
-  batch.targets_T[2] = kernels::kIgnoredTarget;
-  return batch;
-}
-
-class Choices final : public nn::RoutingObserver {
- public:
-  void observe(int64_t, const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t) override {}
-  void decided(int64_t, const at::Tensor&, const at::Tensor& experts_TK, const at::Tensor&) override {
-    experts.push_back(experts_TK.clone());
-  }
-  std::vector<at::Tensor> experts;
-};
-
-struct Passed {
-  double loss = 0;
-  at::Tensor token_loss_T, next_logits_V;
-  std::vector<at::Tensor> experts;
-  std::map<std::string, at::Tensor> grads;
-};
-
-Passed pass_through(nn::Decoder& decoder, const nn::TokenBatch& batch, nn::Recompute recompute) {
-  Passed passed;
-  Choices choices;
-  nn::ForwardOptions options;
-  options.recompute = recompute;
-  options.with_losses = options.with_mtp = true;
-  options.observer = &choices;
-  const nn::DecoderOutput output = decoder.forward(batch, options);
-  at::Tensor loss = decoder.loss(output.hidden_TD, batch.targets_T, 0.1, &passed.token_loss_T);
-  if (output.balance_loss.defined()) loss = loss + output.balance_loss;
-  if (output.mtp_hidden_TD.defined())
-    loss = loss + decoder.loss(output.mtp_hidden_TD, output.mtp_targets_T, 0.03);
-  loss.backward();
-  passed.loss = loss.item<double>();
-  passed.experts = choices.experts;
-  for (nn::Param& param : decoder.params().params()) {
-    if (param.spec.is_buffer) continue;
-    MOEBIUS_CHECK(param.value.grad().defined(), param.spec.name, " has no gradient");
-    passed.grads[param.spec.name] = param.value.grad().clone();
-  }
-  nn::KvCache cache = decoder.make_cache(8);
-  decoder.next_logits(batch.tokens_T.narrow(0, 0, 5), cache);
-  passed.next_logits_V = decoder.next_logits(batch.tokens_T.narrow(0, 5, 1), cache);
-  return passed;
-}
-
-// Both sides are in fp32, and either may be as far from the truth as the table allows.
-void expect_close(const std::string& what, const at::Tensor& got, const at::Tensor& want) {
-  EXPECT_LE(ops::cases::normalised_error(got, want), 2 * ops::cases::tolerance(OpClass::layer, at::kFloat))
-      << what;
-}
-
 void expect_like_one_process(const config::ModelConfig& model, int ranks, bool sequence,
                              nn::Recompute recompute) {
   config::validate_model(model);
@@ -179,25 +80,8 @@ void expect_like_one_process(const config::ModelConfig& model, int ranks, bool s
     fill_split(decoders[rank]->params());
     got[rank] = pass_through(*decoders[rank], batch, recompute);
   });
-  for (int rank = 0; rank < ranks; ++rank) {
-    SCOPED_TRACE(concat("rank ", rank, " of ", ranks));
-    const Passed& own = got[static_cast<size_t>(rank)];
-    expect_close("loss", at::scalar_tensor(own.loss), at::scalar_tensor(want.loss));
-    expect_close("token losses", own.token_loss_T, want.token_loss_T);
-    expect_close("logits with a cache", own.next_logits_V, want.next_logits_V);
-    ASSERT_EQ(own.experts.size(), want.experts.size());
-    for (size_t i = 0; i < own.experts.size(); ++i)
-      EXPECT_TRUE(at::equal(own.experts[i], want.experts[i])) << "choice " << i;
-    for (const nn::Param& param : decoders[static_cast<size_t>(rank)]->params().params()) {
-      if (param.spec.is_buffer) continue;
-      const at::Tensor slice = at::empty(param.local_dims());
-      nn::copy_from_whole(param.slice, want.grads.at(param.spec.name), slice);
-      expect_close("gradient of " + param.spec.name, own.grads.at(param.spec.name), slice);
-      // What all ranks hold stays the same on all of them, bit for bit.
-      const at::Tensor &mine = own.grads.at(param.spec.name), &first = got[0].grads.at(param.spec.name);
-      EXPECT_TRUE(!param.slice.is_whole() || at::equal(mine, first)) << param.spec.name;
-    }
-  }
+  for (size_t rank = 0; rank < got.size(); ++rank)
+    expect_like_whole(want, decoders, got, rank, {0, batch.tokens_T.size(0)});
 }
 
 TEST(TensorAxis, every_form_of_a_decoder_is_that_of_one_process) {

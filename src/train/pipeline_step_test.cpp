@@ -208,6 +208,26 @@ TEST_F(PipelineStep, one_forward_one_backward_trains_as_one_process_does) {
       20);
 }
 
+// A grid of tensor ranks has no stages, but all else that is compared here.
+TEST_F(PipelineStep, a_grid_of_tensor_ranks_trains_as_one_process_does) {
+  config::RunConfig config = staged_config(folder, 2);
+  config.model.moe.shared_experts = 1;
+  config.model.moe.dense_layers = {1};
+  config.model.moe.balance.bias_rate = 0.001;
+  const auto on_grid = [](int64_t zero_stage) {
+    return [zero_stage](config::ParallelConfig& p) {
+      p.tp_mode = "2d";
+      p.zero_stage = zero_stage;
+    };
+  };
+  expect_like_one_process(config, {{"tp 4", {.tp = 4}, on_grid(0)}}, 20);
+  expect_like_one_process(config,
+                          {{"tp 4 x dp 2", {.dp = 2, .tp = 4}, on_grid(0)},
+                           {"tp 4 x fsdp 2, stage 1", {.fsdp = 2, .tp = 4}, on_grid(1)},
+                           {"tp 4 x fsdp 2, stage 3", {.fsdp = 2, .tp = 4}, on_grid(3)}},
+                          4);
+}
+
 // T D values for each micro-batch and border; with two pieces per stage there are two borders upwards.
 TEST_F(PipelineStep, sends_what_theory_says) {
   config::RunConfig config = staged_config(folder, 4);

@@ -188,16 +188,19 @@ TEST(ShardedState, slices_of_tensor_and_expert_axes_pass_through_unchanged) {
   struct Split {
     int ep, tp;
     int64_t stage;
+    bool on_grid = false;
   };
-  for (const Split& split : std::vector<Split>{{1, 2, 0}, {2, 1, 0}, {2, 2, 0}, {2, 2, 2}}) {
-    SCOPED_TRACE(testing::Message() << "ep " << split.ep << ", tp " << split.tp << ", stage " << split.stage);
+  for (const Split& split :
+       std::vector<Split>{{1, 2, 0}, {2, 1, 0}, {2, 2, 0}, {2, 2, 2}, {2, 2, 0, true}, {2, 2, 1, true}}) {
+    SCOPED_TRACE(testing::Message() << "ep " << split.ep << ", tp " << split.tp << ", stage " << split.stage
+                                    << (split.on_grid ? ", on a grid" : ""));
     const TestFolder copy;
     ThreadGroup group(split.ep * split.tp, "world");
     group.run([&](Communicator& comm) {
       parallel::SoloCommunicator alone("data");
       const auto decoder = moe::make_decoder(parallel::zero_model());
-      decoder->params().split(
-          {.ep = {split.ep, comm.rank() / split.tp}, .tp = {split.tp, comm.rank() % split.tp}});
+      const nn::AxisPlace row{split.ep, comm.rank() / split.tp}, column{split.tp, comm.rank() % split.tp};
+      decoder->params().split({.ep = row, .tp = column, .grid = split.on_grid ? row : nn::AxisPlace{}});
       Rank::allocated(*decoder, at::kFloat);
       DataParallel parallel(decoder->params(), {{&alone, nullptr}, {&alone, nullptr}, &comm},
                             {.zero_stage = split.stage, .bucket_bytes = 20'000});
