@@ -67,6 +67,10 @@ std::vector<tune::Choice> choices_of(const config::RunConfig& config, const tune
                        " cannot be shared evenly; take more GPUs");
     return best;
   }
+  if (config.parallel.tp > 1 && config.parallel.tp_mode == "2d")
+    throw_user_error(
+        "parallel.tp_mode is '2d', but --cluster predicts tensor parallelism in one dim alone; set it "
+        "to '1d', or plan without --cluster");
   tune::CostLayout layout = tune::layout_of(config);
   layout.virtual_stages = options.virtual_stages;
   layout.hides = options.hides;

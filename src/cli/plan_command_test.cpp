@@ -55,6 +55,24 @@ TEST_F(PlanCommand, says_what_to_change_when_it_does_not_fit) {
   EXPECT_THAT(text, HasSubstr("  with train.recompute = \"full\" it needs "));
 }
 
+TEST_F(PlanCommand, knows_what_a_rank_of_a_grid_holds) {
+  const std::string grid = " --set parallel.tp=4 --set parallel.tp_mode=2d";
+  const auto whole = nlohmann::json::parse(run(config + " --device cpu --json")),
+             rank = nlohmann::json::parse(run(config + " --device cpu --json" + grid));
+  const auto count = [&](const char* klass) { return whole["parameters"][klass].get<int64_t>(); };
+  EXPECT_EQ(rank["parameters"], whole["parameters"]);
+  EXPECT_EQ(rank["at_peak"]["weights_bytes"],
+            4 * ((count("expert") + count("dense") + count("embedding")) / 4 + count("norm") / 2 +
+                 count("router")));
+  EXPECT_LT(2 * rank["largest"]["activations_bytes"].get<int64_t>(),
+            whole["largest"]["activations_bytes"].get<int64_t>());
+  EXPECT_THAT(run(config + " --device cpu --set parallel.tp=2 --set parallel.tp_mode=2d"),
+              HasSubstr("needs a square grid of ranks; use 1 or 4"));
+  EXPECT_THAT(
+      run(config + " --cluster h100x8" + grid),
+      HasSubstr("parallel.tp_mode is '2d', but --cluster predicts tensor parallelism in one dim alone"));
+}
+
 TEST_F(PlanCommand, draws_the_schedule_of_a_step) {
   const std::string three =
       config + " --schedule --set parallel.pp=2 --set train.batch=3 --set train.micro_batch=1";

@@ -31,6 +31,7 @@ Stream Replay::block(int64_t layer, const Stream& in, BlockNodes* nodes) {
     if (discards && !model_.is_latent() && model_.qk_norm != "none") nodes->attention_discards.push_back(qkv);
     const Tensor mixed = attention(qkv, nodes);
     if (nodes != nullptr) nodes->out = {mixed};
+    second_product(out_width_ * stream_dim_);
     const Tensor product = model_.attention_output_bias ? make(kWorkspace, model_elements()) : nullptr;
     y = make(kWorkspace, model_elements());
     if (discards) discard(nodes->attention_discards);
@@ -62,6 +63,7 @@ Stream Replay::block_backward(int64_t layer, BlockNodes& nodes, Stream grad) {
   nodes.ffn_norm.clear();
 
   remake(nodes.attention_discards);
+  second_product_backward(out_width_ * stream_dim_, out_width_);
   Tensor flowing = make(kWorkspace, num_tokens_ * out_width_);
   accumulate_new(prefix + "attention.out");
   nodes.out.clear();
@@ -99,12 +101,16 @@ Tensor Replay::fused_projection(const Tensor& x, BlockNodes* nodes) {
   const Class keep = nodes != nullptr ? kActivations : kWorkspace;
   const int64_t elements = num_tokens_ * (query_width_ + key_width_ + value_width_);
   const bool normed = model_.qk_norm != "none";
+  first_product((query_width_ + key_width_ + value_width_) * stream_dim_,
+                query_width_ + key_width_ + value_width_);
   Tensor product = model_.attention_bias ? make(kWorkspace, elements) : nullptr;
   const Tensor projected = make(normed ? keep : kWorkspace, elements);
   product.reset();
   // In part rotated heads go through libtorch's operators on the GPU, in fp32.
   const bool composite = on_cuda_ && model_.rotary_dim > 0 && model_.rotary_dim < model_.query_dim();
   const Tensor parts = composite ? make32(kWorkspace, 2 * elements) : nullptr;
+  // Tokens are exchanged for heads.
+  const Tensor exchanged = side_ > 1 ? make(kWorkspace, 2 * elements) : nullptr;
   Tensor qkv = make(keep, elements);
   if (nodes == nullptr) return qkv;
   nodes->qkv = {x};
@@ -121,6 +127,8 @@ Tensor Replay::fused_projection_backward(const std::string& prefix, BlockNodes& 
   if (model_.qk_norm != "none")
     for (const char* name : {"attention.q_norm", "attention.k_norm"}) accumulate_new(prefix + name);
   nodes.rope.clear();
+  first_product_backward((query_width_ + key_width_ + value_width_) * stream_dim_,
+                         query_width_ + key_width_ + value_width_);
   Tensor grad_x = make(kWorkspace, model_elements());
   accumulate_new(prefix + "attention.qkv");
   return grad_x;
@@ -185,6 +193,30 @@ Tensor Replay::latent_projection_backward(const std::string& prefix, BlockNodes&
   }
   nodes.latents.clear();
   return grad_x;
+}
+
+void Replay::first_product(int64_t weight, int64_t wide) {
+  if (side_ == 1) return;
+  const Kept passing{make(kWorkspace, 2 * model_elements()), make(kWorkspace, 2 * weight)};
+  const Tensor sums = make32(kWorkspace, 2 * num_tokens_ * wide);
+}
+
+void Replay::first_product_backward(int64_t weight, int64_t /*wide*/) {
+  if (side_ == 1) return;
+  { const Tensor passing = make(kWorkspace, 2 * weight), parts = make32(kWorkspace, region_elements()); }
+  const Tensor passing = make(kWorkspace, 2 * model_elements()), parts = make32(kWorkspace, side_ * weight);
+}
+
+void Replay::second_product(int64_t weight) {
+  if (side_ == 1) return;
+  const Tensor passing = make(kWorkspace, 2 * weight), parts = make32(kWorkspace, region_elements());
+}
+
+void Replay::second_product_backward(int64_t weight, int64_t wide) {
+  if (side_ == 1) return;
+  const Tensor passing = make(kWorkspace, 2 * model_elements());
+  { const Tensor weights = make(kWorkspace, 2 * weight), sums = make32(kWorkspace, 2 * num_tokens_ * wide); }
+  const Tensor parts = make32(kWorkspace, side_ * weight);
 }
 
 Tensor Replay::attention(const Tensor& qkv, BlockNodes* nodes) {

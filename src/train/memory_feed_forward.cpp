@@ -1,4 +1,5 @@
 // Feed-forward layers, dense and routed, see memory_replay.h.
+#include <algorithm>
 #include <utility>
 
 #include "base/concat.h"
@@ -21,12 +22,17 @@ Tensor Replay::feed_forward(int64_t layer, const Tensor& x, BlockNodes* nodes) {
 
   const Class keep = nodes != nullptr ? kActivations : kWorkspace;
   const int64_t num_logits = num_tokens_ * model_.moe.experts, num_slots = num_rows();
+  // On a grid tokens are gathered in their whole width, and travel to the rows that have their experts.
+  const Tensor in = side_ > 1 ? make(keep, region_elements()) : x;
+  if (side_ > 1 && discards) nodes->ffn_discards.push_back(in);
   Tensor logits;
   {
-    const Tensor x_fp32 = element_ == 4 ? x : make32(on_cuda_ ? kWorkspace : keep, model_elements());
+    const Tensor x_fp32 = element_ == 4 ? in : make32(on_cuda_ ? kWorkspace : keep, region_elements());
     logits = make32(keep, num_logits);
-    if (nodes != nullptr) nodes->router = {on_cuda_ ? x : x_fp32};
+    if (nodes != nullptr) nodes->router = {on_cuda_ ? in : x_fp32};
   }
+  const int64_t trips = std::min(side_, model_.moe.top_k) * region_elements();
+  const Tensor arrived = side_ > 1 ? make(keep, trips) : x;
   // Probabilities, and per token the logsumexp.
   Kept route{logits, make32(keep, num_logits), make32(keep, num_tokens_)};
   logits.reset();
@@ -36,8 +42,12 @@ Tensor Replay::feed_forward(int64_t layer, const Tensor& x, BlockNodes* nodes) {
   route.insert(route.end(), routing.begin(), routing.begin() + 2);
   if (nodes != nullptr) nodes->route = route;
   route.clear();
-  Tensor y =
-      plain_experts() ? experts(x, routing, nodes, !discards) : biased_experts(x, routing, nodes, !discards);
+  Tensor y = plain_experts() ? experts(arrived, routing, nodes, !discards)
+                             : biased_experts(arrived, routing, nodes, !discards);
+  if (side_ > 1) {
+    const Tensor back = make(kWorkspace, trips);
+    y = make(kWorkspace, model_elements());
+  }
   if (model_.moe.shared_experts > 0) {
     Tensor shared = dense_of(model_.moe.shared_width());
     if (model_.moe.shared_gate) {
@@ -70,12 +80,14 @@ Tensor Replay::feed_forward_backward(int64_t layer, BlockNodes& nodes) {
     if (!grad_x) grad_x = std::move(grad_experts);
   }
   router_backward(prefix + "moe.", nodes);
+  if (side_ > 1) grad_x = make(kWorkspace, model_elements());
   accumulate_rest(prefix + "moe.");
   return grad_x;
 }
 
 Tensor Replay::dense(int64_t width, const Tensor& x, DenseNodes* nodes, Kept* discards) {
   const Class keep = nodes != nullptr ? kActivations : kWorkspace;
+  first_product(2 * width * stream_dim_, 2 * width);
   Tensor product = model_.ffn_bias ? make(kWorkspace, num_tokens_ * 2 * width) : nullptr;
   const Tensor up = make(keep, num_tokens_ * 2 * width);
   product.reset();
@@ -86,10 +98,12 @@ Tensor Replay::dense(int64_t width, const Tensor& x, DenseNodes* nodes, Kept* di
     nodes->down = {activation};
   }
   if (discards != nullptr) discards->insert(discards->end(), {up, activation});
+  second_product(width * stream_dim_);
   return make(kWorkspace, model_elements());
 }
 
 Tensor Replay::dense_backward(const std::string& prefix, int64_t width, DenseNodes& nodes) {
+  second_product_backward(width * stream_dim_, width);
   Tensor flowing = make(kWorkspace, num_tokens_ * width);
   accumulate(prefix + "down", weight_grad(prefix + "down"));
   nodes.down.clear();
@@ -99,6 +113,7 @@ Tensor Replay::dense_backward(const std::string& prefix, int64_t width, DenseNod
   }
   nodes.swiglu.clear();
   const Tensor grad_up = std::exchange(flowing, {});
+  first_product_backward(2 * width * stream_dim_, 2 * width);
   Tensor grad_x = make(kWorkspace, model_elements());
   accumulate(prefix + "gate_up", weight_grad(prefix + "gate_up"));
   nodes.up.clear();
@@ -123,7 +138,7 @@ Tensor Replay::experts(const Tensor& x, const Kept& routing, BlockNodes* nodes, 
     nodes->experts.push_back(x);
     nodes->gate_up = gate_up;
   }
-  return make(kWorkspace, model_elements());
+  return make(kWorkspace, region_elements());
 }
 
 Tensor Replay::experts_backward(const std::string& prefix, BlockNodes& nodes) {
@@ -148,7 +163,7 @@ Tensor Replay::experts_backward(const std::string& prefix, BlockNodes& nodes) {
   Tensor grad_x;
   {
     const Tensor grad_x_rows = make(kWorkspace, num_rows() * dim_);
-    grad_x = make(kWorkspace, model_elements());
+    grad_x = make(kWorkspace, region_elements());
   }
   accumulate(prefix + "down", grad_down);
   accumulate(prefix + "gate_up", grad_gate_up);
@@ -182,7 +197,7 @@ Tensor Replay::biased_experts(const Tensor& x, const Kept& routing, BlockNodes* 
     nodes->experts.push_back(x);
     nodes->gate_up = keep ? gate_up : nullptr;
   }
-  return make(kWorkspace, model_elements());
+  return make(kWorkspace, region_elements());
 }
 
 Tensor Replay::biased_experts_backward(const std::string& prefix, BlockNodes& nodes) {
@@ -197,7 +212,7 @@ Tensor Replay::biased_experts_backward(const std::string& prefix, BlockNodes& no
   Tensor grad_x;
   {
     const Tensor grad_x_rows = make(kWorkspace, num_rows() * dim_);
-    grad_x = make(kWorkspace, model_elements());
+    grad_x = make(kWorkspace, region_elements());
   }
   for (const char* name : {"gate_up", "down"}) {
     const Tensor x_rows = gathered();
@@ -218,18 +233,18 @@ void Replay::router_backward(const std::string& prefix, BlockNodes& nodes) {
   Tensor grad_x;
   if (on_cuda_) {
     {
-      const Tensor grad_x_fp32 = make32(kWorkspace, model_elements());
-      if (element_ == 2) grad_x = make(kWorkspace, model_elements());
+      const Tensor grad_x_fp32 = make32(kWorkspace, region_elements());
+      if (element_ == 2) grad_x = make(kWorkspace, region_elements());
     }
-    const Tensor x_fp32 = element_ == 2 ? make32(kWorkspace, model_elements()) : nullptr;
+    const Tensor x_fp32 = element_ == 2 ? make32(kWorkspace, region_elements()) : nullptr;
     accumulate(prefix + "router", weight_grad(prefix + "router"));
   } else {
-    grad_x = make32(kWorkspace, model_elements());
+    grad_x = make32(kWorkspace, region_elements());
     accumulate(prefix + "router", weight_grad(prefix + "router"));
     nodes.router.clear();
     if (element_ == 2) {
       const Tensor grad_x_fp32 = std::exchange(grad_x, {});
-      grad_x = make(kWorkspace, model_elements());
+      grad_x = make(kWorkspace, region_elements());
     }
   }
   nodes.router.clear();

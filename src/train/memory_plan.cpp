@@ -8,6 +8,7 @@
 #include "data/planner/plan.h"
 #include "ops/linear_loss.h"
 #include "parallel/flat_bucket.h"
+#include "parallel/layout.h"
 #include "train/memory_replay.h"
 #include "train/optimizer.h"
 #include "train/step.h"
@@ -35,10 +36,12 @@ int64_t num_key_heads(const config::ModelConfig& model) {
 }
 
 // The model whose activations are those of one of the ranks that split it (parallel.tp). Between the products
-// all tokens are counted on every rank, which they are without parallel.sequence_parallel.
+// all tokens are counted on every rank, which they are without parallel.sequence_parallel. On a grid of ranks
+// heads and hidden units are those of a column, and the tokens those of a row.
 config::ModelConfig model_of_rank(const config::RunConfig& config) {
   config::ModelConfig model = config.model;
-  const int64_t ranks = config.parallel.tp;
+  const int64_t side = parallel::grid_side(config.parallel);
+  const int64_t ranks = side > 1 ? side : config.parallel.tp;
   if (ranks == 1) return model;
   const auto split = [ranks](int64_t& size) { size = (size + ranks - 1) / ranks; };
   if (!model.is_latent()) model.head_dim = model.query_dim();
@@ -60,9 +63,11 @@ Replay::Replay(const config::RunConfig& config, const nn::ParamTable& params, bo
       recompute_layers_(config.train.recompute_layers),
       on_cuda_(on_cuda),
       element_(config.train.precision == "bf16" ? 2 : 4),
-      num_tokens_(largest_micro_batch(config)),
+      side_(parallel::grid_side(config.parallel)),
+      num_tokens_((largest_micro_batch(config) + side_ - 1) / side_),
       num_micro_(config.train.batch / micro_batch(config)),
       dim_(model_.dim),
+      stream_dim_((model_.dim + side_ - 1) / side_),
       query_width_(model_.heads * model_.query_dim()),
       key_width_(num_key_heads(model_) * model_.query_dim()),
       value_width_(num_key_heads(model_) * model_.value_dim()),
@@ -206,6 +211,7 @@ void Replay::micro_batch_step() {
     const Tensor sum = make(kActivations, model_elements());
     final_norm = {sum, make32(kActivations, num_tokens_)};
     hidden = make(kActivations, model_elements());
+    if (side_ > 1) hidden = make(kActivations, region_elements());
     if (multi) {
       stream = multi_token(hidden, nodes.back());
       mtp_norm = {make(kActivations, model_elements()), make32(kActivations, num_tokens_)};
@@ -221,10 +227,13 @@ void Replay::micro_batch_step() {
     const LossGrads further = loss(true);
     mtp_norm.clear();
   }
+  const std::string output = model_.tied_embeddings ? "embedding" : "output";
+  // On a grid the gradient of the gathered rows is summed into that of this rank's block.
+  if (side_ > 1) grads.weight = weight_grad(output);
   if (model_.tied_embeddings) {
     tied_grad = grads.weight;
   } else {
-    accumulate("output", grads.weight);
+    accumulate(output, grads.weight);
   }
   grads.weight.reset();
   if (multi) multi_token_backward(nodes.back());  // joins the loss's gradient in place
@@ -245,10 +254,12 @@ Replay::LossGrads Replay::loss(bool further) {
   const std::string output = model_.tied_embeddings ? "embedding" : "output";
   const Tensor token_loss = make32(kWorkspace, num_tokens_);
   LossGrads grads;
-  grads.hidden = make(kWorkspace, model_elements());
+  grads.hidden = make(kWorkspace, region_elements());
+  const Tensor gathered = side_ > 1 ? make(kWorkspace, model_.vocab * dim_) : nullptr;
   const bool sums_apart = !on_cuda_ && element_ == 2;  // the weight's gradient, in fp32
   const Tensor sums = sums_apart ? make32(kWorkspace, model_.vocab * dim_) : nullptr;
   const auto weight = [&] {
+    if (side_ > 1) return make(kWorkspace, model_.vocab * dim_);
     return further ? bytes(kWorkspace, param_bytes_.at(output)) : weight_grad(output);
   };
   if (!sums_apart) grads.weight = weight();

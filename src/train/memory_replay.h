@@ -121,17 +121,29 @@ class Replay {
     for (const Tensor& each : discards) each->discard();
   }
 
+  // What the products of a grid of tensor ranks take beside their results (parallel/summa.h): blocks on their
+  // way, and sums in fp32. weight: elements of this rank's block; narrow: the width of the stream's side of
+  // it, wide: that of heads or hidden units. Nothing without a grid.
+  void first_product(int64_t weight, int64_t wide);
+  void first_product_backward(int64_t weight, int64_t wide);
+  void second_product(int64_t weight);
+  void second_product_backward(int64_t weight, int64_t wide);
+
   bool is_moe(int64_t layer) const;
   bool plain_experts() const { return !model_.moe.expert_bias && model_.moe.activation == "swiglu"; }
   int64_t num_rows() const { return num_tokens_ * model_.moe.top_k; }
-  int64_t model_elements() const { return num_tokens_ * dim_; }
+  int64_t model_elements() const { return num_tokens_ * stream_dim_; }
+  // In a region, whose tokens have their whole width.
+  int64_t region_elements() const { return num_tokens_ * dim_; }
 
   const config::ModelConfig model_;  // what a rank computes of it
   const nn::Recompute recompute_;
   const int64_t recompute_layers_;
   const bool on_cuda_;
   const int64_t element_;  // bytes
-  const int64_t num_tokens_, num_micro_, dim_, query_width_, key_width_, value_width_, out_width_;
+  const int64_t side_;     // of the grid of tensor ranks, whose rows have shares of the tokens; 1: none
+  const int64_t num_tokens_, num_micro_, dim_, stream_dim_, query_width_, key_width_, value_width_,
+      out_width_;
   Tape tape_;
   std::map<std::string, int64_t> param_bytes_;  // of those with a gradient
   Kept state_;                                  // lives as long as the run

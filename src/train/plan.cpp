@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/units.h"
 #include "moe/moe_feed_forward.h"
+#include "parallel/layout.h"
 #include "parallel/stage_link.h"
 #include "train/flops.h"
 #include "train/recompute_choice.h"
@@ -145,8 +146,14 @@ config::RunConfig fullest_stage(const config::RunConfig& config) {
 
 std::unique_ptr<nn::Decoder> split_decoder(const config::RunConfig& config) {
   std::unique_ptr<nn::Decoder> decoder = moe::make_decoder(config.model);
-  decoder->params().split(
-      {.ep = {static_cast<int>(config.parallel.ep), 0}, .tp = {static_cast<int>(config.parallel.tp), 0}});
+  const auto first_of = [](int64_t size) { return nn::AxisPlace{static_cast<int>(size), 0}; };
+  const int64_t side = parallel::grid_side(config.parallel);
+  if (side > 1) {
+    parallel::check_grid(config);
+    decoder->params().split({.ep = first_of(side), .tp = first_of(side), .grid = first_of(side)});
+  } else {
+    decoder->params().split({.ep = first_of(config.parallel.ep), .tp = first_of(config.parallel.tp)});
+  }
   return decoder;
 }
 
