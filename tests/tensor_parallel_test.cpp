@@ -48,6 +48,7 @@ TEST_F(TensorParallelTest, trains_as_one_process_does) {
   const std::vector<Layout> layouts{{2, {"parallel.tp=2"}},
                                     {2, {"parallel.tp=2", "parallel.sequence_parallel=false"}},
                                     {4, {"parallel.tp=4"}},
+                                    {4, {"parallel.tp=4", "parallel.tp_mode=2d"}},
                                     {4, {"parallel.tp=2", "parallel.ep=2"}}};
   for (size_t f = 0; f < forms.size(); ++f) {
     Words settings = heads;
@@ -84,6 +85,25 @@ TEST_F(TensorParallelTest, a_checkpoint_of_slices_goes_on_in_one_process_and_bac
   compare("one", "mixed");
 }
 
+TEST_F(TensorParallelTest, a_checkpoint_of_blocks_goes_on_in_one_dim_and_in_one_process) {
+  const Words settings{"model.heads=4", "model.kv_heads=4", "model.moe.shared_experts=1",
+                       "train.sample_every=10", "schedule.kind=constant"};
+  ASSERT_EQ(run("one", settings, 1).code, 0);
+  const auto until = [&](int steps, int processes, const Words& more, bool resumes) {
+    Words all = settings;
+    all.push_back(concat("train.steps=", steps));
+    all.insert(all.end(), more.begin(), more.end());
+    const Finished finished = run("mixed", all, processes, resumes ? Words{"--resume"} : Words{});
+    ASSERT_EQ(finished.code, 0) << finished.errors;
+  };
+  const Words on_grid{"parallel.tp=4", "parallel.tp_mode=2d"};
+  until(6, 1, {}, false);
+  until(10, 4, on_grid, true);
+  until(15, 2, {"parallel.tp=2"}, true);
+  until(20, 4, on_grid, true);
+  compare("one", "mixed");
+}
+
 // Also validation, samples and checkpoints, and a trace of all ranks.
 TEST_F(TensorParallelTest, stages_of_a_pipeline_train_as_one_process_does) {
   const Words settings{
@@ -109,6 +129,19 @@ TEST_F(TensorParallelTest, stages_of_a_pipeline_train_as_one_process_does) {
   for (const auto& [rank, seen] : names)
     for (const char* each : {"forward", "backward", "send", "receive", "all_to_all", "reduce_scatter"})
       EXPECT_EQ(seen.count(each), 1u) << each << " of rank " << rank;
+}
+
+TEST_F(TensorParallelTest, refuses_a_model_that_a_grid_does_not_split) {
+  const Finished finished = run(
+      "refused",
+      {"parallel.tp=4", "parallel.tp_mode=2d", "model.heads=4", "model.kv_heads=4", "model.moe.experts=5"},
+      4);
+  EXPECT_EQ(finished.code, 2) << finished.errors;
+  EXPECT_NE(finished.errors.find("parallel.tp is 4 with parallel.tp_mode = '2d', a grid of 2 x 2, and 2 does "
+                                 "not divide model.moe.experts = 5"),
+            std::string::npos)
+      << finished.errors;
+  EXPECT_FALSE(fs::exists(folder / "refused"));
 }
 
 TEST_F(TensorParallelTest, refuses_a_model_that_does_not_split) {

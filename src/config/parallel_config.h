@@ -42,10 +42,13 @@ void describe(V& v, ParallelConfig& c) {
   v.field("tp", c.tp, range(1, 1 << 20), "ranks",
           "Ranks that split each attention and dense product among them (tensor parallel).");
   v.field("tp_mode", c.tp_mode, one_of({"1d", "2d"}), "",
-          "1d: columns, then rows; 2d: blocks on a square grid of ranks, less traffic from 16 ranks on.");
+          "1d: each weight is split in one dim; 2d: weights and activations in blocks on a square grid of "
+          "parallel.tp ranks, for less memory and traffic that falls with their number "
+          "(docs/tensor-parallel.md).");
   v.field("sequence_parallel", c.sequence_parallel, any(), "",
           "Between the products that parallel.tp splits each rank has its share of the tokens, else all of "
-          "them: the same traffic for 1 / tp of the activations there.");
+          "them: the same traffic for 1 / tp of the activations there. With tp_mode = \"2d\" it always has a "
+          "block.");
   v.field("ep", c.ep, range(1, 1 << 20), "ranks",
           "Ranks that the experts are dealt out to (expert parallel).");
   v.field("ep_chunks", c.ep_chunks, range(1, 64), "",
