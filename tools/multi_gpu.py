@@ -64,7 +64,7 @@ def layouts(n, quick):
                  ("dp 2, fsdp 2, zero 2", {"dp": 2, "fsdp": 2, "zero_stage": 2}),
                  ("tp 2, ep 4, expert_tp 1", {"tp": 2, "ep": 4, "expert_tp": 1}),
                  ("pp 2, ep 2", {"pp": 2, "ep": 2}), ("pp 2, tp 2", {"pp": 2, "tp": 2}),
-                 ("pp 2, zero 3", {"pp": 2, "zero_stage": 3}), ("tp 2, 2d", {"tp": 4, "tp_mode": "2d"})]
+                 ("pp 2, zero 3", {"pp": 2, "zero_stage": 3}), ("tp 4, 2d", {"tp": 4, "tp_mode": "2d"})]
     if quick:
         wanted = ("dp", "zero 3", "tp 2", "ep 2", "tp 2, ep 2", f"ep {n}")
         rows = [row for row in rows if row[0] in wanted]
@@ -80,7 +80,7 @@ def fast_layouts(n, quick):
         rows.insert(3, rows.pop())
     if n % 4 == 0:
         rows += [("tp 2, ep 2", {"tp": 2, "ep": 2}), ("tp 4", {"tp": 4}), ("pp 2", {"pp": 2}),
-                 ("ep 2, zero 1", {"ep": 2, "zero_stage": 1})]
+                 ("tp 4, 2d", {"tp": 4, "tp_mode": "2d"}), ("ep 2, zero 1", {"ep": 2, "zero_stage": 1})]
     return rows[:3] if quick else rows
 
 
