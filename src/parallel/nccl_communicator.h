@@ -6,8 +6,10 @@
 // queued by then. Messages to another rank have a stream for each pair and direction, so that no order of
 // sends and receives among pairs can block. NCCL is told to start kernels of different groups in the order in
 // which the host has begun them (NCCL_LAUNCH_ORDER_IMPLICIT), which is the same on all ranks: two groups then
-// never wait for each other. Connections are made at the first use, by all ranks of the group, and are gone
-// with the object: only when the devices of all ranks have ended their work (Session::leave).
+// never wait for each other. Connections are made at the first use, by all ranks of the group (a message's by
+// the two, of which each waits on the host for the other: first messages that wait in a circle wait for
+// ever), and are gone with the object: only when the devices of all ranks have ended their work
+// (Session::leave).
 //
 // What is sent, which is what traffic() counts, as in a ring of n ranks:
 //   all_reduce 2 (n - 1) / n of the tensor; all_gather n - 1 inputs; reduce_scatter n - 1 outputs;

@@ -14,20 +14,20 @@
 namespace moebius::parallel {
 namespace {
 
-at::TensorOptions on_gpu(at::ScalarType type) {
-  return at::TensorOptions().device(at::kCUDA, 0).dtype(type);
+at::TensorOptions on_gpu(at::ScalarType type, int gpu = 0) {
+  return at::TensorOptions().device(at::kCUDA, static_cast<at::DeviceIndex>(gpu)).dtype(type);
 }
 
 // Every class of collective, for `comm` of any size; values are small whole numbers, so that sums are exact.
-void expect_collectives(Communicator& comm, at::ScalarType type) {
+void expect_collectives(Communicator& comm, at::ScalarType type, int gpu = 0) {
   SCOPED_TRACE(c10::toString(type));
   const int64_t n = comm.size(), rank = comm.rank();
   const auto numbers = [&](int64_t count, int64_t first) {
-    return (at::arange(count, on_gpu(at::kLong)) + first).to(type);
+    return (at::arange(count, on_gpu(at::kLong, gpu)) + first).to(type);
   };
   const at::Tensor sum = numbers(4, rank), most = numbers(4, 10 * rank),
-                   whole = at::empty({n, 3}, on_gpu(type)), part = at::empty({2}, on_gpu(type)),
-                   rows = at::empty({n, 2}, on_gpu(type)), told = numbers(3, rank);
+                   whole = at::empty({n, 3}, on_gpu(type, gpu)), part = at::empty({2}, on_gpu(type, gpu)),
+                   rows = at::empty({n, 2}, on_gpu(type, gpu)), told = numbers(3, rank);
   std::vector<Pending> pending;
   pending.push_back(comm.all_reduce(sum));
   pending.push_back(comm.all_reduce(most, ReduceOp::max));
@@ -37,9 +37,14 @@ void expect_collectives(Communicator& comm, at::ScalarType type) {
   pending.push_back(comm.all_to_all(rows, numbers(2 * n, 10 * rank).view({n, 2}), one_each, one_each));
   pending.push_back(comm.broadcast(told, comm.size() - 1));
   if (n > 1) {
-    pending.push_back(comm.send(numbers(2, rank), static_cast<int>((rank + 1) % n)));
-    const at::Tensor got = at::empty({2}, on_gpu(type));
+    // First messages go round in a ring, which one rank opens.
+    const auto pass_on = [&] {
+      pending.push_back(comm.send(numbers(2, rank), static_cast<int>((rank + 1) % n)));
+    };
+    if (rank == 0) pass_on();
+    const at::Tensor got = at::empty({2}, on_gpu(type, gpu));
     comm.receive(got, static_cast<int>((rank + n - 1) % n)).wait();
+    if (rank != 0) pass_on();
     EXPECT_TRUE(got.equal(numbers(2, (rank + n - 1) % n)));
   }
   for (Pending& each : pending) each.wait();
@@ -81,6 +86,26 @@ TEST(NcclOnGpu, every_collective_works_with_one_rank) {
     EXPECT_TRUE(host.equal(at::arange(3)));
     EXPECT_EQ(comm.traffic().at("all_reduce").calls, 11);
     EXPECT_EQ(comm.traffic().at("all_reduce").sent_bytes, 0);
+  });
+}
+
+// A rank (thread) for each GPU of the machine, so that messages and sums do cross.
+TEST(NcclOnGpu, every_collective_works_between_gpus) {
+  MOEBIUS_NEEDS_GPU();
+  int gpus = 0;
+  kernels::DeviceInfo info{};
+  while (gpus < 8 && ops::cuda_plugin()->device_info(gpus, &info)) ++gpus;
+  if (gpus < 2) GTEST_SKIP() << "one GPU";
+  run_ranks(gpus, 60, [&](Rendezvous& rendezvous) {
+    const int rank = rendezvous.options().rank;
+    const auto comm = make_nccl_communicator(
+        rendezvous,
+        {.axis = "data", .name = "data.0", .rank = rank, .size = gpus, .world_rank = rank, .timeout_s = 60},
+        at::Device(at::kCUDA, static_cast<at::DeviceIndex>(rank)), nullptr);
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kLong})
+      expect_collectives(*comm, type, rank);
+    ops::cuda_plugin()->synchronize(rank);
+    rendezvous.meet("end of body");
   });
 }
 

@@ -32,8 +32,14 @@ void sum_shared_embedding(const Mesh& mesh, DataParallel& shares) {
     if (!is_embedding(*shares.buckets()[b].entries.front().param)) continue;
     const at::Tensor own = shares.gradient(b);
     const at::Tensor theirs = at::empty_like(own);
-    Pending sending = way_between(mesh, stage, other).send(own, other);
-    way_between(mesh, other, stage).receive(theirs, other).wait();
+    Communicator &there = way_between(mesh, stage, other), &back = way_between(mesh, other, stage);
+    // The first message between two GPUs holds up the host until the other has come to it: the last stage
+    // begins with the one that the first begins with.
+    Pending receiving, sending;
+    if (stage == 0) sending = there.send(own, other);
+    receiving = back.receive(theirs, other);
+    if (stage != 0) sending = there.send(own, other);
+    receiving.wait();
     sending.wait();
     own.add_(theirs);
   }
