@@ -384,7 +384,7 @@ TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
   data::Loader loader(
       std::move(batches),
       {.first_step = first_step_, .micro_batches = num_micro, .depth = config_.data.prefetch});
-  micro_batches_.resize(static_cast<size_t>(num_micro));
+  next_.micro_batches.resize(static_cast<size_t>(num_micro));
   if (model_->pieces() != nullptr) log_schedule(step_.schedule_for(num_micro), config_, *model_->pieces());
 
   const InterruptGuard interrupts;
@@ -398,15 +398,26 @@ TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
     trace(step);
     {
       const telemetry::Span span("step", "train", step);
-      {
-        const telemetry::Span wait("data", "train");
-        report_->phases().mark(energy::Phase::kData);
-        for (data::Batch& batch : micro_batches_) std::swap(batch, loader.next());
+      if (!next_.is_loaded) {
+        load(loader);
+        begin_agreement();
+        end_agreement();
       }
-      const std::optional<StepTotals> totals = agree_on_step();
+      const std::optional<StepTotals> totals = agreed();
       stops = !totals;
       if (stops) continue;
-      PendingNumbers next = step_.run(step, micro_batches_, totals);
+      std::swap(micro_batches_, next_.micro_batches);
+      next_.micro_batches.resize(micro_batches_.size());
+      next_.is_loaded = false;
+      StepAhead ahead;
+      if (options_.mesh != nullptr && step < config_.train.steps)
+        ahead = {[&] {
+                   load(loader);
+                   report_->phases().mark(energy::Phase::kBackward);
+                   begin_agreement();
+                 },
+                 [this] { end_agreement(); }};
+      PendingNumbers next = step_.run(step, micro_batches_, totals, ahead);
       settle();
       pending_ = std::move(next);
     }
@@ -439,19 +450,34 @@ TrainResult Run::train(std::unique_ptr<data::BatchSource> batches) {
   return result;
 }
 
-std::optional<StepTotals> Run::agree_on_step() {
-  const StepTotals own = totals_of(micro_batches_);
-  if (options_.mesh == nullptr) return own;
-  const at::Tensor sums = at::empty({3}, at::kLong);
-  int64_t* const each = sums.mutable_data_ptr<int64_t>();
+void Run::load(data::Loader& loader) {
+  const telemetry::Span wait("data", "train");
+  report_->phases().mark(energy::Phase::kData);
+  for (data::Batch& batch : next_.micro_batches) std::swap(batch, loader.next());
+  next_.is_loaded = true;
+}
+
+void Run::begin_agreement() {
+  if (options_.mesh == nullptr) return;
+  const StepTotals own = totals_of(next_.micro_batches);
+  next_.sums = at::empty({3}, at::kLong);
+  int64_t* const each = next_.sums.mutable_data_ptr<int64_t>();
   each[0] = interrupt_requested() ? 1 : 0;
   each[1] = own.num_tokens;
   each[2] = own.num_targets;
   // Signals reach all ranks, but not between the same two steps; ranks of one batch count its tokens once.
-  const at::Tensor stop = sums.narrow(0, 0, 1), counts = sums.narrow(0, 1, 2);
-  parallel::Pending stopping = options_.mesh->world().all_reduce(stop, parallel::ReduceOp::max);
-  options_.mesh->data().all_reduce(counts).wait();
-  stopping.wait();
+  next_.stopping = options_.mesh->world().all_reduce(next_.sums.narrow(0, 0, 1), parallel::ReduceOp::max);
+  next_.counting = options_.mesh->data().all_reduce(next_.sums.narrow(0, 1, 2));
+}
+
+void Run::end_agreement() {
+  next_.counting.wait();
+  next_.stopping.wait();
+}
+
+std::optional<StepTotals> Run::agreed() const {
+  if (options_.mesh == nullptr) return totals_of(next_.micro_batches);
+  const int64_t* const each = next_.sums.const_data_ptr<int64_t>();
   if (each[0] != 0) return std::nullopt;
   return StepTotals{each[1], each[2]};
 }

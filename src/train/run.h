@@ -12,6 +12,7 @@
 #include "data/loader.h"
 #include "data/prepare.h"
 #include "energy/powerd/live_governor.h"
+#include "parallel/communicator.h"
 #include "parallel/data_parallel.h"
 #include "parallel/load_sum.h"
 #include "train/evaluate.h"
@@ -65,9 +66,19 @@ class Run {
   void trace(int64_t next_step);
   void write_trace();
   void fail_when_broken(const StepNumbers& numbers);
-  // Tokens and targets of the step that the micro-batches are of, over all ranks; nothing when one of them
-  // was asked to stop before it.
-  std::optional<StepTotals> agree_on_step();
+  // The micro-batches of a step, and what the ranks tell each other of it.
+  struct NextStep {
+    std::vector<data::Batch> micro_batches;
+    at::Tensor sums;  // whether one was asked to stop; tokens and targets
+    parallel::Pending stopping, counting;
+    bool is_loaded = false;
+  };
+  void load(data::Loader& loader);
+  // One exchange for next_: begun while the step before ends, and before the first.
+  void begin_agreement();
+  void end_agreement();
+  // Tokens and targets of next_ over all ranks; nothing when one of them was asked to stop before it.
+  std::optional<StepTotals> agreed() const;
 
   const TrainOptions& options_;
   const config::RunConfig& config_;
@@ -88,6 +99,7 @@ class Run {
   std::optional<Report> report_;
   std::optional<energy::powerd::LiveGovernor> governor_;
   std::vector<data::Batch> micro_batches_;
+  NextStep next_;
   std::optional<PendingNumbers> pending_;
   double step_began_ = 0;
   int64_t first_step_ = 0;

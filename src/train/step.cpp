@@ -124,14 +124,33 @@ void TrainStep::join(const parallel::Mesh& mesh, parallel::DataParallel& shares,
   options_.load_sum = load_sum;
 }
 
-void TrainStep::sum_over_ranks(MicroLosses& losses) {
+TrainStep::SumOfRanks TrainStep::begin_sum(const MicroLosses& losses) {
+  SumOfRanks sum;
+  sum.all =
+      at::cat({at::stack({losses.loss, losses.balance, losses.mtp}), statistics_.packed().reshape({-1})});
+  sum.pending = mesh_->data().all_reduce(sum.all);
+  return sum;
+}
+
+void TrainStep::finish_sum(SumOfRanks& sum, MicroLosses& losses) {
   const at::Tensor packed = statistics_.packed();
-  const at::Tensor all =
-      at::cat({at::stack({losses.loss, losses.balance, losses.mtp}), packed.reshape({-1})});
-  mesh_->data().all_reduce(all).wait();
-  if (decoder_.pieces() != nullptr) mesh_->on(parallel::Axis::pp).all_reduce(all).wait();
-  losses = {all[0], all[1], all[2]};
-  packed.copy_(all.narrow(0, 3, packed.numel()).view(packed.sizes()));
+  sum.pending.wait();
+  if (decoder_.pieces() != nullptr) mesh_->on(parallel::Axis::pp).all_reduce(sum.all).wait();
+  losses = {sum.all[0], sum.all[1], sum.all[2]};
+  packed.copy_(sum.all.narrow(0, 3, packed.numel()).view(packed.sizes()));
+}
+
+void TrainStep::meet(const Work& work, MicroLosses& losses) {
+  const telemetry::Span span("communication", "train");
+  if (!losses.loss.defined()) losses.loss = at::zeros_like(losses.balance);  // the last stage has it
+  // These are short, and travel while the last gradients do.
+  SumOfRanks sum = begin_sum(losses);
+  work.ahead.begin();
+  shares_->finish_gradients();
+  if (decoder_.pieces() != nullptr &&
+      nn::Decoder::is_embedding_shared(config_.model, decoder_.pieces()->stages))
+    parallel::sum_shared_embedding(*mesh_, *shares_);
+  finish_sum(sum, losses);
 }
 
 at::Tensor TrainStep::total_loss(MicroLosses& losses, const nn::DecoderOutput& output, double scale,
@@ -234,15 +253,7 @@ at::Tensor TrainStep::compute(const Work& work) {
   };
   passes.weight = [this](const tune::PipelineTask& task, bool is_last) { finish_weights(task, is_last); };
   parallel::run_pipeline(schedule_for(work.num_micro), mesh_, passes, config_.parallel.overlap);
-  if (mesh_ != nullptr) {
-    const telemetry::Span span("communication", "train");
-    shares_->finish_gradients();
-    if (decoder_.pieces() != nullptr &&
-        nn::Decoder::is_embedding_shared(config_.model, decoder_.pieces()->stages))
-      parallel::sum_shared_embedding(*mesh_, *shares_);
-    if (!losses.loss.defined()) losses.loss = at::zeros_like(losses.balance);  // the last stage has it
-    sum_over_ranks(losses);
-  }
+  if (mesh_ != nullptr) meet(work, losses);
   const telemetry::Span span("optimizer", "train");
   mark(energy::Phase::kOptimizer);
   const at::NoGradGuard no_grad;
@@ -254,7 +265,10 @@ at::Tensor TrainStep::compute(const Work& work) {
   } else {
     optimizer_.step(work.learning_rate, work.step, clip.scale);
   }
-  if (shares_ != nullptr) shares_->finish_update();
+  if (shares_ != nullptr) {
+    work.ahead.end();
+    shares_->finish_update();
+  }
   if (!bias_rules_.empty()) {
     if (is_finite(clip.scale)) statistics_.update_bias(decoder_.params(), bias_rules_);
   } else if (config_.model.moe.balance.bias_rate > 0 && !statistics_.empty()) {
@@ -332,7 +346,7 @@ at::Tensor TrainStep::run_in_bucket(Bucket& bucket, Work work, std::vector<data:
 }
 
 PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batches,
-                              const std::optional<StepTotals>& totals) {
+                              const std::optional<StepTotals>& totals, const StepAhead& ahead) {
   MOEBIUS_CHECK(mesh_ == nullptr || totals, "a rank of several runs step ", step,
                 " without knowing the others");
   PendingNumbers pending;
@@ -352,6 +366,7 @@ PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batc
   work.scale = 1.0 / static_cast<double>(std::max<int64_t>(pending.known_.num_targets, 1));
   work.learning_rate = pending.known_.learning_rate;
   work.step = step;
+  work.ahead = ahead;
   at::Tensor numbers;
   if (const std::string key = bucket_key(micro_batches, pending.known_.num_targets); !key.empty()) {
     numbers = run_in_bucket(buckets_[key], work, micro_batches);

@@ -55,6 +55,12 @@ struct StepTotals {
 };
 StepTotals totals_of(const std::vector<data::Batch>& micro_batches);
 
+// What ranks settle for the step to come while one ends: begin() is called behind its last pass, end() before
+// its updated weights are on their way, which a short message would queue behind.
+struct StepAhead {
+  std::function<void()> begin = [] {}, end = [] {};
+};
+
 // The numbers of a step that may still be running on the device.
 class PendingNumbers {
  public:
@@ -95,8 +101,9 @@ class TrainStep {
 
   // Runs step `step` (from 1) of config.train.steps on its micro-batches. On a device the work is queued,
   // without a host synchronisation, and the numbers follow. `totals`: of all ranks, where there are several.
+  // `ahead`: called where there are several ranks.
   PendingNumbers run(int64_t step, std::vector<data::Batch>& micro_batches,
-                     const std::optional<StepTotals>& totals = std::nullopt);
+                     const std::optional<StepTotals>& totals = std::nullopt, const StepAhead& ahead = {});
 
   // Drives quantised products; it outlives the object. Steps are not recorded then.
   void quantise(Quantisation& quantisation) { quantisation_ = &quantisation; }
@@ -128,6 +135,7 @@ class TrainStep {
     at::Tensor scalars;  // of the optimizer, instead of the last two; may be undefined
     std::function<nn::TokenBatch(int64_t micro)> tokens;
     std::function<int64_t(int64_t micro)> tokens_of;  // their number; of several stages
+    StepAhead ahead;
   };
   // Returns the numbers of the step, kHead and the load statistics, on the device.
   at::Tensor compute(const Work& work);
@@ -147,8 +155,15 @@ class TrainStep {
   }
   // Ranks that have micro-batches of their own.
   int64_t num_ranks() const { return mesh_ == nullptr ? 1 : mesh_->data().size(); }
-  // Sums the losses and the load statistics over them and the stages.
-  void sum_over_ranks(MicroLosses& losses);
+  // The losses and the load statistics, summed over them and the stages: on their way until finish_sum().
+  struct SumOfRanks {
+    at::Tensor all;
+    parallel::Pending pending;
+  };
+  SumOfRanks begin_sum(const MicroLosses& losses);
+  void finish_sum(SumOfRanks& sum, MicroLosses& losses);
+  // What ranks do together behind the last pass of a step: gradients, losses, statistics.
+  void meet(const Work& work, MicroLosses& losses);
   // Passes a micro-batch through a piece of the model and adds its losses to those of the step.
   parallel::PieceResult forward(const Work& work, const tune::PipelineTask& task, const at::Tensor& input,
                                 MicroLosses& losses);
