@@ -83,7 +83,8 @@ void describe(V& v, ParallelConfig& c) {
           "between "
           "GPUs; auto: NCCL where each process has a GPU of its own.");
   v.field("bucket_mb", c.bucket_mb, range(0.001, 1e6), "MB",
-          "Gradients that travel together, as soon as the last of them is complete.");
+          "Gradients that travel together, as soon as the last of them is complete; at most a sixteenth of "
+          "the model, so that there are some to overlap.");
   v.field("timeout_s", c.timeout_s, range(1, 1e6), "s",
           "How long ranks wait for each other, at the start and in each exchange, before the run ends.");
   v.field("overlap", c.overlap, any(), "",

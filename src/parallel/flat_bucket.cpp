@@ -13,6 +13,7 @@
 namespace moebius::parallel {
 namespace {
 
+constexpr int64_t kFewestBuckets = 16, kLeastBucketBytes = int64_t{256} << 10;
 constexpr int64_t kLargeParam = 4096, kLargeAlignment = 256, kSmallAlignment = 32;
 
 }  // namespace
@@ -32,6 +33,13 @@ ShardPart part_of(const FlatBucket& bucket, const FlatEntry& entry, int rank) {
   const int64_t begin = std::max(entry.offset, first), end = std::min(entry.offset + entry.size, last);
   if (begin >= end) return {0, 0, 0};
   return {begin - entry.offset, end - entry.offset, begin - first};
+}
+
+int64_t bucket_bytes_for(const nn::ParamTable& params, int64_t most_bytes) {
+  int64_t all_bytes = 0;
+  for (const nn::Param& param : params.params())
+    if (!param.spec.is_buffer) all_bytes += static_cast<int64_t>(param.value.nbytes());
+  return std::min(most_bytes, std::max(all_bytes / kFewestBuckets, kLeastBucketBytes));
 }
 
 std::vector<FlatBucket> make_buckets(nn::ParamTable& params, const DataAxes& axes, int64_t bucket_bytes,

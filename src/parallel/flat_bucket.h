@@ -60,6 +60,11 @@ struct ShardPart {
 };
 ShardPart part_of(const FlatBucket& bucket, const FlatEntry& entry, int rank);
 
+// How large the buckets of these parameters are made: `most_bytes`, or a sixteenth of them all where that is
+// less, since the last bucket of a backward pass has nothing left to hide behind; but no less than 256 KiB,
+// where exchanges are made of latency. A function of the declarations alone.
+int64_t bucket_bytes_for(const nn::ParamTable& params, int64_t most_bytes);
+
 // Buckets of about `bucket_bytes` (a larger parameter has its own) in the order in which the backward pass
 // completes them: that of the declarations, backwards. Every parameter with a gradient is in one; they must
 // have their memory. `by_block`: no bucket holds parameters of two blocks. `is_alone` (may be empty): the

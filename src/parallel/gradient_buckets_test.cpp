@@ -61,6 +61,18 @@ TEST(FlatBucketTest, lays_parameters_out_backwards_and_never_cuts_a_block_of_mom
   EXPECT_EQ(make_buckets(params, axes, 1 << 20, true).size(), 5u) << "buckets end with blocks";
 }
 
+TEST(FlatBucketTest, buckets_are_a_sixteenth_of_a_model_unless_less_is_asked_for_or_that_is_next_to_nothing) {
+  nn::ParamTable params;
+  params.declare({.name = "layers.0.dense", .dims = {2048, 1024}, .init = nn::Init::zeros()});
+  params.declare({.name = "layers.0.bias", .dims = {1 << 20}, .is_buffer = true});
+  params.allocate(at::kFloat, at::kCPU);
+  EXPECT_EQ(bucket_bytes_for(params, int64_t{25} << 20), int64_t{512} << 10);
+  EXPECT_EQ(bucket_bytes_for(params, 1000), 1000);
+  nn::ParamTable small;
+  fill(small);
+  EXPECT_EQ(bucket_bytes_for(small, int64_t{25} << 20), int64_t{256} << 10);
+}
+
 // The sum over elements of parameter * factor, without the parameters whose factor is 0.
 at::Tensor loss_of(nn::ParamTable& params, const std::vector<float>& factors) {
   at::Tensor loss = at::zeros({});

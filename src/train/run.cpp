@@ -49,7 +49,8 @@ std::unique_ptr<parallel::DataParallel> shares_of(const TrainOptions& options, n
   const config::ParallelConfig& config = options.config.parallel;
   parallel::DataParallelOptions how;
   how.zero_stage = config.zero_stage;
-  how.bucket_bytes = static_cast<int64_t>(config.bucket_mb * 1e6);
+  how.bucket_bytes =
+      parallel::bucket_bytes_for(decoder.params(), static_cast<int64_t>(config.bucket_mb * 1e6));
   if (nn::Decoder::is_embedding_shared(options.config.model, options.mesh->layout().size(parallel::Axis::pp)))
     parallel::share_embedding(*options.mesh, how);
   auto shares = std::make_unique<parallel::DataParallel>(
