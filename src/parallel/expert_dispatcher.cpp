@@ -3,6 +3,7 @@
 
 #include <ATen/ops/cat.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "base/check.h"
@@ -14,7 +15,7 @@ ExpertDispatcher::ExpertDispatcher(Communicator& ep, int64_t num_experts, int64_
     : ep_(ep),
       num_experts_(num_experts),
       num_local_(num_experts / ep.size()),
-      num_chunks_(num_chunks),
+      num_chunks_(std::min(num_chunks, most_chunks(ep.size()))),
       is_last_(inner == nullptr),
       inner_(inner != nullptr ? std::move(inner) : std::make_shared<moe::LocalDispatcher>()) {
   MOEBIUS_CHECK(num_experts > 0 && num_experts % ep.size() == 0, num_experts, " experts on ", ep.size(),
@@ -25,17 +26,14 @@ ExpertDispatcher::ExpertDispatcher(Communicator& ep, int64_t num_experts, int64_
 std::vector<Trip> ExpertDispatcher::plan(const at::Tensor& x_TD, const ops::Routing& routing,
                                          const std::vector<int64_t>& sizes) const {
   std::vector<Trip> trips;
-  int64_t begin = 0;
-  for (const int64_t size : sizes) {
-    Trip trip = c10::make_intrusive<TokenTrip>(ep_, traffic_);
-    trip->plan = plan_travel(routing, begin, begin + size, ep_.rank(), ep_.size(), num_local_);
+  for (TravelPlan& plan : plan_travel(ep_, routing, sizes, num_local_, *traffic_)) {
+    Trip trip = c10::make_intrusive<TokenTrip>(ep_);
+    trip->plan = std::move(plan);
     trip->num_local = num_local_;
     trip->width = x_TD.size(1);
     trip->options = x_TD.options().requires_grad(false);
     trips.push_back(std::move(trip));
-    begin += size;
   }
-  exchange_counts(ep_, trips);
   return trips;
 }
 

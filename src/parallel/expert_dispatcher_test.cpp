@@ -307,7 +307,7 @@ TEST(ExpertDispatcher, sends_what_theory_says) {
     const int64_t rows = 4 * slots * kWidth * 4;  // there and back, twice, fp32
     const int64_t places = 2;                     // min(experts per token, experts per rank)
     const int64_t numbers = slots * places * (4 + 4) + slots * places * 4;  // numbers and weights; gradients
-    const int64_t counts = (n - 1) * chunks * 8;
+    const int64_t counts = (n - 1) * chunks * 4;
     EXPECT_EQ(comm.traffic().at("all_to_all").sent_bytes, rows + numbers + counts);
     EXPECT_EQ(comm.traffic().size(), 1u);
   });
@@ -374,7 +374,7 @@ TEST(ExpertDispatcher, in_two_levels_crosses_between_machines_once_for_each) {
   // Numbers, weights and their gradients of as many places as a machine has for a token; counts of the
   // chunks.
   const int64_t places = std::min(setup.top_k, setup.experts / (kRanks / kNode));
-  EXPECT_EQ(crossed_bytes, by_node * (4 * kWidth * 4 + places * 12) + kRanks * setup.chunks * 8);
+  EXPECT_EQ(crossed_bytes, by_node * (4 * kWidth * 4 + places * 12) + kRanks * setup.chunks * 4);
   const int64_t flat_places = std::min(setup.top_k, local);
   EXPECT_LT(crossed_bytes, by_rank * (4 * kWidth * 4 + flat_places * 12));
 }

@@ -4,10 +4,8 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <algorithm>
-#include <numeric>
+#include <utility>
 
-#include "base/check.h"
 #include "ops/expert_rows.h"
 
 namespace moebius::parallel {
@@ -31,8 +29,8 @@ void keep_trip(AutogradContext* ctx, const Trip& trip) {
 
 // Rows of this rank to those that hold their experts (`in` has S rows), or the other way.
 Pending start(const TokenTrip& trip, const at::Tensor& out, const at::Tensor& in, bool outward) {
-  return outward ? trip.comm.all_to_all(out, in, trip.arriving, trip.plan.leaving)
-                 : trip.comm.all_to_all(out, in, trip.plan.leaving, trip.arriving);
+  return outward ? trip.comm.all_to_all(out, in, trip.plan.arriving, trip.plan.leaving)
+                 : trip.comm.all_to_all(out, in, trip.plan.leaving, trip.plan.arriving);
 }
 
 // (S, width) by (token, rank) from (T, width) by token.
@@ -40,13 +38,15 @@ at::Tensor rows_of_tokens(const TokenTrip& trip, const at::Tensor& values_TD) {
   return ops::gather_rows(values_TD, trip.plan.travel.order_R, trip.plan.travel.weights_TK.size(1));
 }
 
-// A value per slot put where it travels; `rest` where nothing is.
-at::Tensor slots_to_places(const TravelPlan& plan, const at::Tensor& values_TK, const at::Scalar& rest) {
-  const int64_t num_places = plan.num_rows * plan.num_places;
-  return at::full({num_places + 1}, rest, values_TK.options())
-      .scatter_(0, plan.place_TK.view({-1}), values_TK.reshape({-1}))
-      .narrow(0, 0, num_places)
-      .view({plan.num_rows, plan.num_places});
+// (S, 2 W): numbers of experts, `num_local` where nothing travels, and behind them the bits of the weights.
+at::Tensor numbers_of_slots(const TravelPlan& plan, const at::Tensor& weights_TK, int64_t num_local) {
+  const int64_t count = plan.num_rows * 2 * plan.num_places, spare = plan.num_spare();
+  const at::Tensor places = plan.place_TK.reshape({-1});
+  const at::Tensor all = at::full({spare + count}, num_local, plan.local_expert_TK.options());
+  all.scatter_(0, places, plan.local_expert_TK.reshape({-1}));
+  all.narrow(0, plan.num_places, spare + count - plan.num_places)
+      .scatter_(0, places, weights_TK.detach().reshape({-1}).view(at::kInt));
+  return all.narrow(0, spare, count).view({plan.num_rows, 2 * plan.num_places});
 }
 
 class Depart : public Function<Depart> {
@@ -56,13 +56,10 @@ class Depart : public Function<Depart> {
     keep_trip(ctx, trip);
     const TravelPlan& plan = trip->plan;
     const at::Tensor rows_SD = rows_of_tokens(*trip, x_TD);
-    // Numbers of experts and, behind them, the bits of the weights.
-    const at::Tensor numbers_S2W = at::cat({slots_to_places(plan, plan.local_expert_TK, trip->num_local),
-                                            slots_to_places(plan, weights_TK.detach(), 0.0).view(at::kInt)},
-                                           1);
+    const at::Tensor numbers_S2W = numbers_of_slots(plan, weights_TK, trip->num_local);
     TokenTrip::Exchange& there = trip->there;
-    there.numbers = at::empty({trip->num_arriving, 2 * plan.num_places}, numbers_S2W.options());
-    there.rows = at::empty({trip->num_arriving, trip->width}, trip->options);
+    there.numbers = at::empty({trip->plan.num_arriving, 2 * plan.num_places}, numbers_S2W.options());
+    there.rows = at::empty({trip->plan.num_arriving, trip->width}, trip->options);
     there.pending.push_back(start(*trip, there.numbers, numbers_S2W, true));
     there.pending.push_back(start(*trip, there.rows, rows_SD, true));
     trip->plan.local_expert_TK.reset();
@@ -78,8 +75,11 @@ class Depart : public Function<Depart> {
     variable_list result(3);
     if (ctx->needs_input_grad(0)) result[0] = ops::combine_rows(grads_SD, {}, plan.travel);
     if (ctx->needs_input_grad(1)) {
-      const at::Tensor with_spare = at::cat({weights_SW.view({-1}), at::zeros({1}, weights_SW.options())});
-      result[1] = with_spare.index_select(0, plan.place_TK.view({-1})).view_as(plan.place_TK);
+      // As the numbers lie, with zeros for dropped slots.
+      const int64_t count = 2 * weights_SW.numel(), spare = plan.num_spare();
+      const at::Tensor all = at::zeros({spare + count}, weights_SW.options());
+      all.narrow(0, spare, count).view({plan.num_rows, 2, plan.num_places}).select(1, 0).copy_(weights_SW);
+      result[1] = all.index_select(0, plan.place_TK.reshape({-1})).view(plan.place_TK.sizes());
     }
     return result;
   }
@@ -138,7 +138,7 @@ class Collect : public Function<Collect> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const Trip trip = trip_of(ctx);
     const at::Tensor rows_SD = rows_of_tokens(*trip, grads[0].contiguous());
-    trip->back.rows = at::empty({trip->num_arriving, trip->width}, trip->options);
+    trip->back.rows = at::empty({trip->plan.num_arriving, trip->width}, trip->options);
     trip->back.pending.push_back(start(*trip, trip->back.rows, rows_SD, true));
     return {new_ticket(*trip), {}};
   }
@@ -169,75 +169,6 @@ ops::Routing local_routing(const at::Tensor& weights_AW, const at::Tensor& exper
 void TokenTrip::finish(Exchange& exchange) {
   for (Pending& pending : exchange.pending) pending.wait();
   exchange.pending.clear();
-}
-
-TravelPlan plan_travel(const ops::Routing& routing, int64_t begin, int64_t end, int rank, int num_ranks,
-                       int64_t num_local) {
-  const int64_t top_k = routing.weights_TK.size(1);
-  const at::Tensor experts_TK = routing.experts_TK.slice(0, begin, end);
-  const at::Tensor kept_TK = routing.inverse_R.view({-1, top_k}).slice(0, begin, end).ge(0);
-  // Dropped slots go to a rank after the last.
-  const at::Tensor rank_TK =
-      at::where(kept_TK, experts_TK.floor_divide(num_local), at::Scalar(num_ranks)).to(at::kInt);
-  const at::Tensor same_TKK =
-      rank_TK.unsqueeze(2).eq(rank_TK.unsqueeze(1)).logical_and_(kept_TK.unsqueeze(2));
-  const at::Tensor earlier_TK = same_TKK.tril(-1).sum(2);  // slots of the token with the same rank, before it
-  const at::Tensor leads_TK = kept_TK.logical_and(earlier_TK.eq(0));
-  const ops::SlotOrder sorted = ops::sort_by_expert(
-      at::where(leads_TK, rank_TK, at::Scalar(num_ranks)).to(at::kInt).contiguous(), num_ranks + 1);
-  const at::Tensor inverse_TK = at::where(leads_TK, sorted.inverse_R.view_as(leads_TK), at::Scalar(-1));
-
-  TravelPlan plan;
-  plan.num_places = std::min(top_k, num_local);
-  plan.offsets_N1 = sorted.offsets_E1.narrow(0, 0, num_ranks + 1);
-  plan.to_others = kept_TK.logical_and(rank_TK.ne(rank)).sum();
-  plan.travel.weights_TK = routing.weights_TK.detach().slice(0, begin, end);
-  plan.travel.order_R = sorted.order_R;
-  plan.travel.inverse_R = inverse_TK.to(at::kInt).contiguous().view({-1});
-  plan.local_expert_TK = experts_TK.remainder(num_local);
-  // The row of a slot is that of the token's leading slot with the same rank.
-  const at::Tensor row_TK =
-      at::where(same_TKK, inverse_TK.unsqueeze(1), at::Scalar(-1)).amax(2).to(at::kLong);
-  const at::Tensor nowhere = plan.offsets_N1.select(0, num_ranks).to(at::kLong) * plan.num_places;
-  plan.place_TK = at::where(kept_TK, row_TK * plan.num_places + earlier_TK, nowhere).contiguous();
-  return plan;
-}
-
-void exchange_counts(Communicator& comm, const std::vector<Trip>& trips) {
-  const auto num_trips = static_cast<int64_t>(trips.size());
-  const auto num_ranks = static_cast<int64_t>(comm.size());
-  MOEBIUS_CHECK(!trips.empty());
-  const at::NoGradGuard no_grad;
-  std::vector<at::Tensor> leaving_CN, to_others_C;
-  for (const Trip& trip : trips) {
-    const at::Tensor& offsets_N1 = trip->plan.offsets_N1;
-    leaving_CN.push_back(
-        (offsets_N1.narrow(0, 1, num_ranks) - offsets_N1.narrow(0, 0, num_ranks)).to(at::kLong));
-    to_others_C.push_back(trip->plan.to_others.to(at::kLong));
-  }
-  const at::Tensor leaving_NC = at::stack(leaving_CN, 1).contiguous();
-  const at::Tensor arriving_NC = at::empty_like(leaving_NC);
-  const std::vector<int64_t> one_each(static_cast<size_t>(num_ranks), 1);
-  comm.all_to_all(arriving_NC, leaving_NC, one_each, one_each).wait();
-  // All that the host must know, in one copy.
-  const at::Tensor known =
-      at::cat({leaving_NC.view({-1}), arriving_NC.view({-1}), at::stack(to_others_C)}).cpu();
-  const int64_t* const leaving = known.const_data_ptr<int64_t>();
-  const int64_t* const arriving = leaving + num_ranks * num_trips;
-  const int64_t* const to_others = arriving + num_ranks * num_trips;
-  for (int64_t c = 0; c < num_trips; ++c) {
-    TokenTrip& trip = *trips[static_cast<size_t>(c)];
-    TravelPlan& plan = trip.plan;
-    for (int64_t other = 0; other < num_ranks; ++other) {
-      plan.leaving.push_back(leaving[other * num_trips + c]);
-      trip.arriving.push_back(arriving[other * num_trips + c]);
-    }
-    plan.num_rows = std::accumulate(plan.leaving.begin(), plan.leaving.end(), int64_t{0});
-    plan.travel.order_R = plan.travel.order_R.narrow(0, 0, plan.num_rows);
-    trip.num_arriving = std::accumulate(trip.arriving.begin(), trip.arriving.end(), int64_t{0});
-    trip.traffic->rows += plan.num_rows - plan.leaving[static_cast<size_t>(comm.rank())];
-    trip.traffic->slots += to_others[c];
-  }
 }
 
 Ticket depart(const Trip& trip, const at::Tensor& x_TD, const at::Tensor& weights_TK) {

@@ -12,10 +12,10 @@
 // by its own backward. Tickets carry that order and no values; all ranks must make the same steps in the same
 // order.
 //
-// On a GPU the sizes of the exchange are read on the host, in one copy per apply() for all of its trips: the
-// host waits for the router of the layer, and the GPU then for the host to queue what follows (docs/
-// expert-parallel.md says what that costs). Buffers of fixed size would do without, and hold T rows for each
-// of the N ranks, where at most K of them are in use.
+// On a GPU the sizes of the exchange are read on the host, in one copy per apply() for all of its trips
+// (trip_plan.h): the host waits for the router of the layer, and the GPU then for the host to queue what
+// follows (docs/expert-parallel.md says what that costs). Buffers of fixed size would do without, and hold T
+// rows for each of the N ranks, where at most K of them are in use.
 //
 // Shapes: T tokens, K experts per token, D model width; S rows that leave, A rows that arrive, W experts of
 // one rank that a token may go to.
@@ -25,52 +25,23 @@
 #include <ATen/core/ivalue.h>
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "ops/route.h"
 #include "parallel/communicator.h"
+#include "parallel/trip_plan.h"
 
 namespace moebius::parallel {
 
-// What the trips of a dispatcher have sent to other ranks in their forward passes.
-struct ExpertTraffic {
-  int64_t rows = 0;   // one per token and rank
-  int64_t slots = 0;  // that these stand for: one per token and expert
-};
-
-// Where the tokens of a chunk go.
-struct TravelPlan {
-  // Of the chunk, over the slots (t, k) that are the first of their token with their rank, sorted by rank:
-  // order_R has S entries, inverse_R is -1 for all other slots. weights_TK is there for its size.
-  ops::Routing travel;
-  at::Tensor place_TK;  // int64, where in (S, W) each slot's number and weight are put; S * W when dropped
-  at::Tensor local_expert_TK;  // int32, of its rank; until the departure
-  int64_t num_places = 0;      // W
-  at::Tensor offsets_N1;       // int32, rows for rank r are [offsets[r], offsets[r + 1])
-  at::Tensor to_others;        // scalar, slots whose experts are on other ranks
-  // Known after exchange_counts().
-  int64_t num_rows = 0;          // S
-  std::vector<int64_t> leaving;  // rows for each rank
-};
-
-// On the device alone. Tokens [begin, end) of a routing over num_ranks * num_local experts, which differ
-// within a token; `rank` is this one's.
-TravelPlan plan_travel(const ops::Routing& routing, int64_t begin, int64_t end, int rank, int num_ranks,
-                       int64_t num_local);
-
 // State of one trip; nodes of the graph share it.
 struct TokenTrip final : torch::CustomClassHolder {
-  TokenTrip(Communicator& c, std::shared_ptr<ExpertTraffic> t) : comm(c), traffic(std::move(t)) {}
+  explicit TokenTrip(Communicator& c) : comm(c) {}
 
   Communicator& comm;
-  std::shared_ptr<ExpertTraffic> traffic;
   TravelPlan plan;
-  std::vector<int64_t> arriving;  // rows from each rank
-  int64_t num_arriving = 0;       // A
-  int64_t num_local = 0;          // experts of this rank
-  int64_t width = 0;              // D
-  at::TensorOptions options;      // of the rows
+  int64_t num_local = 0;      // experts of this rank
+  int64_t width = 0;          // D
+  at::TensorOptions options;  // of the rows
 
   // Exchanges under way, and what they fill.
   struct Exchange {
@@ -81,10 +52,6 @@ struct TokenTrip final : torch::CustomClassHolder {
   void finish(Exchange& exchange);
 };
 using Trip = c10::intrusive_ptr<TokenTrip>;
-
-// Tells every rank how many rows of each trip it will get: one small exchange for all. The host waits for the
-// device, once.
-void exchange_counts(Communicator& comm, const std::vector<Trip>& trips);
 
 struct Ticket {
   at::Tensor tensor;  // (0)
