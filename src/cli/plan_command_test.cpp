@@ -89,6 +89,11 @@ TEST_F(PlanCommand, draws_the_schedule_of_a_step) {
                                  "--set train.batch=6 --set parallel.pp_schedule=zero_bubble");
   EXPECT_THAT(shared, HasSubstr("\nstage 0    F0 F1 .  B0 W0 B1 W1 .  U\n"));
   EXPECT_THAT(shared, HasSubstr("\n  data     G  .  .  .  .  .  S  S  .\n"));
+  const std::string turns = run(config +
+                                " --schedule --set parallel.ep=2 --set parallel.ep_pairs=true "
+                                "--set train.batch=4 --set train.micro_batch=1");
+  EXPECT_THAT(turns, HasSubstr("\nstage 0    F0~ F1~ B0~ B0~ B1~ B1~ .   U\n"
+                               "  data     .   .   S   S   S   S   S   .\n"));
   const auto json = nlohmann::json::parse(run(three + " --json"));
   EXPECT_EQ(json["tasks"][0].size(), 6u);
   EXPECT_EQ(json["transfers"].size(), 6u);

@@ -43,9 +43,8 @@ Planned plan_of(const config::RunConfig& config, const parallel::Layout& layout)
   for (const nn::LayerRange& range : parallel::layers_of_pieces(config))
     planned.layers.push_back(range.end - range.begin);
   const int64_t own = config.train.batch / layout.batch_parts();
-  planned.schedule = tune::make_schedule(tune::pipeline_kind(parallel.pp_schedule),
-                                         static_cast<int>(parallel.pp), static_cast<int>(parallel.pp_chunks),
-                                         config.train.micro_batch == 0 ? 1 : own / config.train.micro_batch);
+  planned.schedule =
+      parallel::schedule_of(config, config.train.micro_batch == 0 ? 1 : own / config.train.micro_batch);
   const auto bubble = [&](const std::vector<double>& cost) {
     return tune::timeline_of(planned.schedule, tune::PipelineTimes::proportional_to(planned.schedule, cost))
         .bubble;
@@ -79,7 +78,8 @@ std::string text_of(const Planned& planned, const parallel::Layout& layout) {
     text += '\n';
   }
   return text + tune::draw(schedule, planned.exchanges) +
-         "F forward, B backward, W gradients of weights, U update; > activations, < gradients to another "
+         "F forward, B backward, W gradients of weights, U update, ~ in turns with its neighbour; > "
+         "activations, < gradients to another "
          "stage; S gradients summed, G weights gathered\n";
 }
 
@@ -91,6 +91,7 @@ nlohmann::ordered_json json_of(const Planned& planned) {
   json["stages"] = schedule.stages;
   json["chunks"] = schedule.chunks;
   json["micro_batches"] = schedule.micro_batches;
+  json["together"] = schedule.together;
   json["layers"] = planned.layers;
   json["bubble"] = planned.bubble;
   json["bubble_of_layers"] = planned.bubble_of_layers;

@@ -17,6 +17,7 @@ struct ParallelConfig {
   bool sequence_parallel = true;
   int64_t ep = 1;
   int64_t ep_chunks = 2;
+  bool ep_pairs = false;
   int64_t ep_node_size = 0;
   int64_t expert_tp = 0;
   int64_t pp = 1;
@@ -54,6 +55,10 @@ void describe(V& v, ParallelConfig& c) {
   v.field("ep_chunks", c.ep_chunks, range(1, 64), "",
           "Pieces in which a layer's tokens travel to their experts, so that one travels while another is "
           "computed. More hide more, and each reads the experts' weights again.");
+  v.field("ep_pairs", c.ep_pairs, any(), "",
+          "Micro-batches pass through the layers two by two, in turns: while tokens of one travel to their "
+          "experts, the other is computed. Hides more than chunks do (set parallel.ep_chunks = 1), costs the "
+          "activations of a second micro-batch.");
   v.field("ep_node_size", c.ep_node_size, range(0, 1 << 20), "ranks",
           "Neighbouring ranks of ep that share a machine: tokens cross between machines once for all experts "
           "that they go to there, then spread within it. Saves the slower links, costs a second exchange per "

@@ -7,12 +7,14 @@
 #include <utility>
 
 #include "base/check.h"
+#include "parallel/turns.h"
 
 namespace moebius::parallel {
 
 ExpertDispatcher::ExpertDispatcher(Communicator& ep, int64_t num_experts, int64_t num_chunks,
-                                   std::shared_ptr<const moe::TokenDispatcher> inner)
+                                   std::shared_ptr<const moe::TokenDispatcher> inner, Communicator* sizes)
     : ep_(ep),
+      sizes_(sizes != nullptr ? *sizes : ep),
       num_experts_(num_experts),
       num_local_(num_experts / ep.size()),
       num_chunks_(std::min(num_chunks, most_chunks(ep.size()))),
@@ -26,7 +28,7 @@ ExpertDispatcher::ExpertDispatcher(Communicator& ep, int64_t num_experts, int64_
 std::vector<Trip> ExpertDispatcher::plan(const at::Tensor& x_TD, const ops::Routing& routing,
                                          const std::vector<int64_t>& sizes) const {
   std::vector<Trip> trips;
-  for (TravelPlan& plan : plan_travel(ep_, routing, sizes, num_local_, *traffic_)) {
+  for (TravelPlan& plan : plan_travel(sizes_, routing, sizes, num_local_, *traffic_)) {
     Trip trip = c10::make_intrusive<TokenTrip>(ep_);
     trip->plan = std::move(plan);
     trip->num_local = num_local_;
@@ -60,12 +62,14 @@ at::Tensor ExpertDispatcher::apply(const at::Tensor& x_TD, const ops::Routing& r
   std::vector<at::Tensor> y(count);
   there[0] = depart(trips[0], x[0], weights[0]);
   meanwhile();
+  pass_turn();
   for (size_t c = 0; c < count; ++c) {
     if (c + 1 < count) there[c + 1] = depart(trips[c + 1], x[c + 1], weights[c + 1]);
     const Arrival arrival = arrive(trips[c], there[c]);
     back[c] = send_back(trips[c], inner_->apply(arrival.x_AD, arrival.routing, experts, recompute, [] {}));
     if (c > 0) y[c - 1] = collect(trips[c - 1], back[c - 1]);
   }
+  pass_turn();
   y[count - 1] = collect(trips[count - 1], back[count - 1]);
   return count == 1 ? y[0] : at::cat(y);
 }

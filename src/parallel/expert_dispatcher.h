@@ -43,10 +43,14 @@ class ExpertDispatcher final : public moe::TokenDispatcher {
   // and adds to their gradients. The first chunk hides behind `meanwhile` (the shared experts). num_experts
   // is a multiple of the axis' size (CHECK; the config says it to the user).
   // inner: computes what arrives, in place of the experts of this rank.
+  // sizes: connections of their own among the same ranks for the sizes of exchanges, which the host waits
+  // for: they do not queue behind the rows of another layer pass. Null: `ep` itself.
   ExpertDispatcher(Communicator& ep, int64_t num_experts, int64_t num_chunks,
-                   std::shared_ptr<const moe::TokenDispatcher> inner = nullptr);
+                   std::shared_ptr<const moe::TokenDispatcher> inner = nullptr,
+                   Communicator* sizes = nullptr);
 
-  // A collective: every rank of the axis calls it for the same layer, with or without tokens. `experts` are
+  // Passes its turn (turns.h) where it would wait for tokens: another pass hides the exchanges then. A
+  // collective: every rank of the axis calls it for the same layer, with or without tokens. `experts` are
   // this rank's. Throws CommunicationFailed; so does the backward pass.
   at::Tensor apply(const at::Tensor& x_TD, const ops::Routing& routing, const moe::ExpertWeights& experts,
                    bool recompute, const std::function<void()>& meanwhile) const override;
@@ -58,7 +62,7 @@ class ExpertDispatcher final : public moe::TokenDispatcher {
   std::vector<Trip> plan(const at::Tensor& x_TD, const ops::Routing& routing,
                          const std::vector<int64_t>& sizes) const;
 
-  Communicator& ep_;
+  Communicator &ep_, &sizes_;
   int64_t num_experts_, num_local_, num_chunks_;
   std::shared_ptr<ExpertTraffic> traffic_ = std::make_shared<ExpertTraffic>();
   bool is_last_;  // what arrives is for this rank's experts

@@ -26,9 +26,9 @@ int64_t grid_side(const config::ParallelConfig& config) {
 }
 
 const char* name_of(Axis axis) {
-  static constexpr const char* kNames[] = {"world",   "pp",        "pp_back", "dp",        "fsdp",
-                                           "cp",      "tp",        "data",    "ep",        "ep_node",
-                                           "ep_rail", "expert_tp", "tp_row",  "tp_column", "expert_data"};
+  static constexpr const char* kNames[] = {
+      "world", "pp",       "pp_back", "dp",      "fsdp",      "cp",     "tp",        "data",
+      "ep",    "ep_sizes", "ep_node", "ep_rail", "expert_tp", "tp_row", "tp_column", "expert_data"};
   return kNames[static_cast<size_t>(axis)];
 }
 
@@ -67,6 +67,7 @@ Run run_of(const Layout::Sizes& s, Axis axis) {
     case Axis::expert_tp:
       return {1, s.expert_tp};
     case Axis::ep:
+    case Axis::ep_sizes:
       return {s.expert_tp, s.ep};
     case Axis::ep_node:
       return {s.expert_tp, s.ep_node};
@@ -200,6 +201,28 @@ void check_micro_batches(const Layout& layout, const config::RunConfig& config) 
                      "); make their number a multiple of ", stages, ", or use pp_schedule = '1f1b'");
 }
 
+// Passes in turns.
+void check_pairs(const Layout& layout, const config::RunConfig& config) {
+  const config::ParallelConfig& p = config.parallel;
+  if (!p.ep_pairs) return;
+  const auto refuse = [](const auto&... why) {
+    throw_user_error(
+        "parallel.ep_pairs lets two micro-batches take turns while tokens travel to their experts, ", why...,
+        "set parallel.ep_pairs = false");
+  };
+  if (p.ep == 1) refuse("but parallel.ep is 1, so that none do; ");
+  if (p.pp > 1) refuse("but with parallel.pp = ", p.pp, " stages of a pipeline take them one by one; ");
+  if (p.zero_stage == 3)
+    refuse(
+        "but with parallel.zero_stage = 3 the weights of a layer are gone when the first has passed it: use "
+        "zero_stage 0 to 2, or ");
+  const int64_t own = config.train.batch / layout.batch_parts();
+  if (config.train.micro_batch == 0 || own / config.train.micro_batch < 2)
+    refuse("but a step has one micro-batch per rank (train.batch ", config.train.batch, " over ",
+           layout.batch_parts(), " data ranks, train.micro_batch ", config.train.micro_batch,
+           "): use train.micro_batch = ", std::max<int64_t>(own / 2, 1), ", or ");
+}
+
 // Fills in dp and fsdp.
 void share_out(const config::ParallelConfig& p, int64_t rest, int world, Layout::Sizes& sizes) {
   int64_t dp = p.dp, fsdp = p.fsdp;
@@ -307,6 +330,7 @@ Layout make_layout(const config::RunConfig& config, int world) {
   const Layout layout(sizes);
   check_batch(layout, config.train);
   check_micro_batches(layout, config);
+  check_pairs(layout, config);
   return layout;
 }
 

@@ -29,8 +29,9 @@ enum class Axis : uint8_t {
   tp,
   data,  // dp x fsdp x cp: ranks that hold the same part of dense layers and see other tokens
   ep,
-  ep_node,  // neighbours of ep that share a machine, and
-  ep_rail,  // ranks with one place on their machines; both of one rank where parallel.ep_node_size is 0
+  ep_sizes,  // the same ranks; carries how many tokens go where, which none of them hold up then
+  ep_node,   // neighbours of ep that share a machine, and
+  ep_rail,   // ranks with one place on their machines; both of one rank where parallel.ep_node_size is 0
   expert_tp,
   // With parallel.tp_mode = "2d" the tensor ranks as a grid, row by row: ranks that see the same tokens, and
   // ranks that hold the same columns of activations. Both of one rank else.
@@ -38,10 +39,10 @@ enum class Axis : uint8_t {
   tp_column,
   expert_data,  // ranks that hold the same part of the same experts
 };
-inline constexpr Axis kAxes[] = {Axis::world,  Axis::pp,        Axis::pp_back,    Axis::dp,
-                                 Axis::fsdp,   Axis::cp,        Axis::tp,         Axis::data,
-                                 Axis::ep,     Axis::ep_node,   Axis::ep_rail,    Axis::expert_tp,
-                                 Axis::tp_row, Axis::tp_column, Axis::expert_data};
+inline constexpr Axis kAxes[] = {Axis::world,     Axis::pp,       Axis::pp_back,   Axis::dp,
+                                 Axis::fsdp,      Axis::cp,       Axis::tp,        Axis::data,
+                                 Axis::ep,        Axis::ep_sizes, Axis::ep_node,   Axis::ep_rail,
+                                 Axis::expert_tp, Axis::tp_row,   Axis::tp_column, Axis::expert_data};
 // "data"
 const char* name_of(Axis axis);
 

@@ -220,6 +220,37 @@ TEST(LayoutTest, axes_that_are_not_there_yet_are_refused_by_name) {
   EXPECT_EQ(refusal(config, 2), "parallel.cp is 2, but context parallelism is not there yet; set it to 1");
 }
 
+TEST(LayoutTest, micro_batches_in_turns_need_trips_a_whole_model_and_a_partner) {
+  const auto refused = [](const auto& change) {
+    config::RunConfig config = small_config();
+    config.parallel.ep = 2;
+    config.parallel.ep_pairs = true;
+    config.train.micro_batch = 3;
+    change(config);
+    return refusal(config, 2);
+  };
+  using C = config::RunConfig;
+  const std::string what =
+      "parallel.ep_pairs lets two micro-batches take turns while tokens travel to their experts, but ";
+  EXPECT_EQ(refused([](C&) {}), "accepted");
+  EXPECT_EQ(refused([](C& c) { c.parallel.ep = 1; }),
+            what + "parallel.ep is 1, so that none do; set parallel.ep_pairs = false");
+  EXPECT_EQ(refused([](C& c) { c.parallel.zero_stage = 3; }),
+            what +
+                "with parallel.zero_stage = 3 the weights of a layer are gone when the first has passed it: "
+                "use zero_stage 0 to 2, or set parallel.ep_pairs = false");
+  EXPECT_EQ(refused([](C& c) { c.train.micro_batch = 12; }),
+            what +
+                "a step has one micro-batch per rank (train.batch 24 over 2 data ranks, train.micro_batch "
+                "12): use train.micro_batch = 6, or set parallel.ep_pairs = false");
+  config::RunConfig piped = small_config();
+  piped.parallel.ep = piped.parallel.pp = 2;
+  piped.parallel.ep_pairs = true;
+  EXPECT_EQ(refusal(piped, 4), what +
+                                   "with parallel.pp = 2 stages of a pipeline take them one by one; set "
+                                   "parallel.ep_pairs = false");
+}
+
 TEST(LayoutTest, pipelines_that_do_not_fit_are_refused) {
   const auto refused = [](const auto& change) {
     config::RunConfig config = small_config();

@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "parallel/stage_link.h"
+#include "parallel/turns.h"
 #include "telemetry/trace.h"
 
 namespace moebius::parallel {
@@ -25,6 +26,7 @@ class Stage {
         work_(work),
         reads_ahead_(reads_ahead),
         stage_(mesh == nullptr ? 0 : mesh->layout().index(Axis::pp, mesh->rank())),
+        together_(static_cast<size_t>(schedule.together)),
         tasks_(schedule.tasks[static_cast<size_t>(stage_)]) {
     for (const PipelineTransfer& transfer : schedule.transfers) {
       if (transfer.from == stage_) outgoing_[transfer.after] = &transfer;
@@ -38,10 +40,15 @@ class Stage {
   void run() {
     size_t last = tasks_.size();
     while (last > 0 && tasks_[last - 1].pass == PipelinePass::forward) --last;
-    for (size_t i = 0; i < tasks_.size(); ++i) {
+    for (size_t i = 0; i < tasks_.size();) {
+      if (together_ > 1) {
+        i = run_turns(i, last);
+        continue;
+      }
       post(i);
       if (reads_ahead_) post(i + 1);
       run_task(i, i + 1 == last);
+      ++i;
     }
     const telemetry::Span span("wait for sends", "parallel");
     for (Pending& each : sends_) each.wait();
@@ -103,7 +110,7 @@ class Stage {
 
   void run_task(size_t i, bool is_last) {
     const PipelineTask& task = tasks_[i];
-    const std::pair<int, int64_t> key{task.chunk, task.micro_batch};
+    const std::pair<int, int64_t> key = key_of(i);
     switch (task.pass) {
       case PipelinePass::forward: {
         at::Tensor input = arrived(i);
@@ -127,6 +134,38 @@ class Stage {
     }
   }
 
+  // The passes that begin with task i, of one kind, of a schedule without transfers; returns what follows.
+  size_t run_turns(size_t i, size_t last) {
+    size_t end = i + 1;
+    while (end < tasks_.size() && end - i < together_ && tasks_[end].pass == tasks_[i].pass) ++end;
+    const telemetry::Span span(tasks_[i].pass == PipelinePass::forward ? "forward" : "backward", "parallel",
+                               tasks_[i].micro_batch);
+    if (tasks_[i].pass == PipelinePass::forward) {
+      std::vector<PieceResult> results(end - i);
+      std::vector<std::function<void()>> passes;
+      for (size_t each = i; each < end; ++each)
+        passes.push_back([&, each] { results[each - i] = work_.forward(tasks_[each], {}); });
+      take_turns(passes);
+      for (size_t each = i; each < end; ++each) held_[key_of(each)] = {{}, std::move(results[each - i])};
+      return end;
+    }
+    if (!work_.differentiates_together) {
+      for (size_t each = i; each < end; ++each) run_task(each, each + 1 == last);
+      return end;
+    }
+    std::vector<at::Tensor> roots;
+    for (size_t each = i; each < end; ++each) {
+      roots.push_back(held_.at(key_of(each)).result.loss);
+      held_.erase(key_of(each));
+    }
+    // One pass of autograd, which takes the turns backwards.
+    work_.backward(tasks_[i], end == last,
+                   [&] { torch::autograd::backward(roots, std::vector<at::Tensor>(roots.size())); });
+    return end;
+  }
+
+  std::pair<int, int64_t> key_of(size_t i) const { return {tasks_[i].chunk, tasks_[i].micro_batch}; }
+
   static void differentiate(const Held& held, const at::Tensor& gradient) {
     std::vector<at::Tensor> roots, gradients;
     if (held.result.stream.defined()) {
@@ -144,6 +183,7 @@ class Stage {
   const PipelineWork& work_;
   bool reads_ahead_;
   int stage_;
+  size_t together_;
   const std::vector<PipelineTask>& tasks_;
   std::map<int, Channel> channels_;  // by stage
   // By task of this stage: where it is in its channel, and what is sent behind it.
@@ -160,6 +200,7 @@ void run_pipeline(const tune::PipelineSchedule& schedule, const Mesh* mesh, cons
                   bool reads_ahead) {
   const int stages = mesh == nullptr ? 1 : mesh->layout().size(Axis::pp);
   MOEBIUS_CHECK_EQ(schedule.stages, stages, "stages of the schedule");
+  MOEBIUS_CHECK(schedule.together == 1 || stages == 1, "turns within a pipeline");
   Stage(schedule, mesh, work, reads_ahead).run();
 }
 

@@ -30,8 +30,12 @@ struct PipelineWork {
   // input: undefined for the first piece; else a leaf of autograd.
   std::function<PieceResult(const tune::PipelineTask& task, const at::Tensor& input)> forward;
   // Calls pass(), which runs autograd over what forward() has made. `is_last`: no gradients come after it.
+  // Of passes in turns (turns.h), in which forward() is called, it is called once, with the first task; or
+  // for each of them where graphs differentiate parts of themselves on their own (nn/recompute.h), and
+  // gradients of one step would come in several parts.
   std::function<void(const tune::PipelineTask& task, bool is_last, const std::function<void()>& pass)>
       backward;
+  bool differentiates_together = true;
   // Tasks of weights, where the schedule has them.
   std::function<void(const tune::PipelineTask& task, bool is_last)> weight;
 };

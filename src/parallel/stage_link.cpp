@@ -68,6 +68,13 @@ std::vector<nn::LayerRange> layers_of_pieces(const config::RunConfig& config) {
   return ranges;
 }
 
+tune::PipelineSchedule schedule_of(const config::RunConfig& config, int64_t num_micro) {
+  const config::ParallelConfig& parallel = config.parallel;
+  if (parallel.pp == 1) return tune::make_turns(num_micro, parallel.ep_pairs ? 2 : 1);
+  return tune::make_schedule(tune::pipeline_kind(parallel.pp_schedule), static_cast<int>(parallel.pp),
+                             static_cast<int>(parallel.pp_chunks), num_micro);
+}
+
 std::shared_ptr<const nn::DecoderPieces> make_pieces(const config::RunConfig& config, const Mesh& mesh) {
   const int stages = mesh.layout().size(Axis::pp);
   if (stages == 1) return nullptr;

@@ -188,6 +188,26 @@ class PipelineStep : public testing::Test {
   const int threads_ = num_threads();
 };
 
+TEST_F(PipelineStep, micro_batches_in_turns_train_as_one_process_does) {
+  config::RunConfig config = staged_config(folder, 2);
+  config.train.batch = 12;  // three pairs for each of two ranks; for each of four a pair and one that is left
+  config.train.micro_batch = 1;
+  const auto pairs = [](int64_t zero_stage, int64_t chunks) {
+    return [=](config::ParallelConfig& p) {
+      p.ep_pairs = true;
+      p.zero_stage = zero_stage;
+      p.ep_chunks = chunks;
+    };
+  };
+  expect_like_one_process(config, {{"ep 2", {.dp = 2, .ep = 2}, pairs(0, 1)},
+                                   {"ep 2, zero 1, two chunks", {.fsdp = 2, .ep = 2}, pairs(1, 2)},
+                                   {"ep 2 of 4, zero 2", {.fsdp = 4, .ep = 2}, pairs(2, 1)}});
+  config.train.recompute = "full";
+  expect_like_one_process(config, {{"ep 2, recomputed", {.dp = 2, .ep = 2}, pairs(0, 1)}}, 3);
+  config.train.recompute = "selective";
+  expect_like_one_process(config, {{"ep 2, partly recomputed", {.fsdp = 2, .ep = 2}, pairs(2, 1)}}, 3);
+}
+
 TEST_F(PipelineStep, one_forward_one_backward_trains_as_one_process_does) {
   config::RunConfig config = staged_config(folder, 4);
   expect_like_one_process(

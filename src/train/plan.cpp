@@ -115,6 +115,12 @@ std::string recompute_text(const Plan& plan) {
 // embedding and output layer, and a micro-batch of all that a stage holds at a time.
 config::RunConfig fullest_stage(const config::RunConfig& config) {
   const int64_t stages = config.parallel.pp;
+  if (stages == 1 && config.parallel.ep_pairs) {
+    // Two of them are held at a time.
+    config::RunConfig pairs = config;
+    pairs.train.micro_batch = std::min(2 * config.train.micro_batch, config.train.batch);
+    return pairs;
+  }
   if (stages == 1) return config;
   const std::vector<nn::LayerRange> pieces = parallel::layers_of_pieces(config);
   config::RunConfig own = config;

@@ -19,6 +19,7 @@
 #include "parallel/communicator.h"
 #include "parallel/data_parallel.h"
 #include "parallel/shared_embedding.h"
+#include "parallel/stage_link.h"
 #include "telemetry/trace.h"
 #include "train/device_batch.h"
 #include "train/schedule.h"
@@ -170,16 +171,14 @@ at::Tensor TrainStep::total_loss(MicroLosses& losses, const nn::DecoderOutput& o
 
 const tune::PipelineSchedule& TrainStep::schedule_for(int64_t num_micro) {
   if (schedule_ && schedule_->micro_batches == num_micro) return *schedule_;
-  const nn::DecoderPieces* const pieces = decoder_.pieces();
-  schedule_ = pieces == nullptr ? tune::make_schedule(tune::PipelineKind::one_f_one_b, 1, 1, num_micro)
-                                : tune::make_schedule(tune::pipeline_kind(config_.parallel.pp_schedule),
-                                                      pieces->stages, pieces->num_chunks(), num_micro);
+  schedule_ = mesh_ == nullptr ? tune::make_turns(num_micro, 1) : parallel::schedule_of(config_, num_micro);
   return *schedule_;
 }
 
 parallel::PieceResult TrainStep::forward(const Work& work, const tune::PipelineTask& task,
                                          const at::Tensor& input, MicroLosses& losses) {
-  const telemetry::Span span("forward", "train", task.micro_batch);
+  std::optional<telemetry::Span> span;  // passes in turns have spans of their own
+  if (schedule_->together == 1) span.emplace("forward", "train", task.micro_batch);
   if (quantisation_ != nullptr) quantisation_->begin_micro(task.micro_batch);
   const nn::TokenBatch tokens = work.tokens(task.micro_batch);
   mark(energy::Phase::kForward);
@@ -251,6 +250,7 @@ at::Tensor TrainStep::compute(const Work& work) {
   passes.backward = [this](const tune::PipelineTask& task, bool is_last, const std::function<void()>& pass) {
     backward(task, is_last, pass);
   };
+  passes.differentiates_together = options_.recompute != nn::Recompute::full;
   passes.weight = [this](const tune::PipelineTask& task, bool is_last) { finish_weights(task, is_last); };
   parallel::run_pipeline(schedule_for(work.num_micro), mesh_, passes, config_.parallel.overlap);
   if (mesh_ != nullptr) meet(work, losses);

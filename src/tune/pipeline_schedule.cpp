@@ -114,6 +114,19 @@ PipelineSchedule make_schedule(PipelineKind kind, int stages, int chunks, int64_
   return schedule;
 }
 
+PipelineSchedule make_turns(int64_t micro_batches, int together) {
+  MOEBIUS_CHECK(micro_batches >= 1 && together >= 1, micro_batches, " micro-batches, ", together,
+                " together");
+  PipelineSchedule schedule{.micro_batches = micro_batches, .together = together};
+  Tasks& tasks = schedule.tasks.emplace_back();
+  for (int64_t begin = 0; begin < micro_batches; begin += together) {
+    const int64_t end = std::min(begin + together, micro_batches);
+    for (const PipelinePass pass : {PipelinePass::forward, PipelinePass::backward})
+      for (int64_t micro = begin; micro < end; ++micro) tasks.push_back({pass, 0, micro});
+  }
+  return schedule;
+}
+
 PipelineTimes PipelineTimes::proportional_to(const PipelineSchedule& schedule,
                                              const std::vector<double>& cost_of_piece) {
   MOEBIUS_CHECK_EQ(static_cast<int>(cost_of_piece.size()), schedule.num_pieces());

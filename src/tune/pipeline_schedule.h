@@ -53,6 +53,9 @@ struct PipelineSchedule {
   int64_t micro_batches = 1;
   std::vector<std::vector<PipelineTask>> tasks = {};  // of each stage, in order
   std::vector<PipelineTransfer> transfers = {};       // by (from, after)
+  // So many passes of one kind that follow each other are made in turns (parallel/turns.h): one computes
+  // while tokens of another travel.
+  int together = 1;
 
   int num_pieces() const { return stages * chunks; }
   int piece_of(int stage, const PipelineTask& task) const { return task.chunk * stages + stage; }
@@ -63,6 +66,8 @@ struct PipelineSchedule {
 // stages, chunks and micro_batches are at least 1; chunks above 1 go with interleaved, whose micro-batches
 // come in groups of `stages` (CHECK).
 PipelineSchedule make_schedule(PipelineKind kind, int stages, int chunks, int64_t micro_batches);
+// One stage whose micro-batches pass in groups of `together` (at least 1; the last group has what is left).
+PipelineSchedule make_turns(int64_t micro_batches, int together);
 
 // How long tasks of each piece take, in any unit, and a transfer.
 struct PipelineTimes {

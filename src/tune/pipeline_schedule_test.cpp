@@ -36,6 +36,19 @@ std::vector<Case> all_cases() {
   return cases;
 }
 
+TEST(PipelineSchedule, passes_in_turns_stand_together) {
+  const PipelineSchedule schedule = make_turns(3, 2);
+  using enum PipelinePass;
+  const std::vector<PipelineTask> expected{{forward, 0, 0},  {forward, 0, 1}, {backward, 0, 0},
+                                           {backward, 0, 1}, {forward, 0, 2}, {backward, 0, 2}};
+  ASSERT_EQ(schedule.tasks.size(), 1u);
+  EXPECT_EQ(schedule.tasks[0], expected);
+  EXPECT_EQ(schedule.together, 2);
+  EXPECT_EQ(schedule.most_held(0), 2);
+  EXPECT_TRUE(schedule.transfers.empty());
+  EXPECT_EQ(timeline_of(schedule, even_times(schedule)).length, 9);
+}
+
 TEST(PipelineSchedule, has_every_pass_once_and_in_an_order_that_can_be_carried_out) {
   for (const Case& each : all_cases()) {
     SCOPED_TRACE(testing::Message() << name_of(each.kind) << ", " << each.stages << " x " << each.chunks

@@ -17,6 +17,7 @@ std::string label_of(const PipelineSchedule& schedule, const PipelineTask& task)
                       : task.pass == PipelinePass::backward ? 'B'
                                                             : 'W';
   std::string text = concat(letter, task.micro_batch);
+  if (schedule.together > 1) text += '~';
   if (schedule.chunks > 1) text += static_cast<char>('a' + task.chunk % 26);
   return text;
 }
@@ -42,8 +43,10 @@ Rows rows_of(const PipelineSchedule& schedule, int stage, const Timeline& timeli
     const bool completes = tasks[i].pass == (has_weights ? PipelinePass::weight : PipelinePass::backward);
     const bool gathers = exchanges.weights == When::always ||
                          (exchanges.weights == When::once && is_forward && i == first_forward);
-    const bool sums = completes && (exchanges.gradients == When::always ||
-                                    (exchanges.gradients == When::once && i + 1 == tasks.size()));
+    const bool sums =
+        completes &&
+        (exchanges.gradients == When::always ||
+         (exchanges.gradients == When::once && i + static_cast<size_t>(schedule.together) >= tasks.size()));
     for (size_t slot = begin(i); slot < end(i); ++slot) {
       rows.compute[slot] = label_of(schedule, tasks[i]);
       if (gathers) rows.data[slot] += 'G';
@@ -67,7 +70,8 @@ std::string draw(const PipelineSchedule& schedule, const DataExchanges& exchange
                     schedule, std::vector<double>(static_cast<size_t>(schedule.num_pieces()), 1)));
   // Behind the last pass a slot for what it sends and for the end of the sums, and one for the update.
   const size_t slots = static_cast<size_t>(std::lround(timeline.length)) + 2;
-  const size_t width = concat(schedule.micro_batches - 1).size() + (schedule.chunks > 1 ? 2 : 1);
+  const size_t width =
+      concat(schedule.micro_batches - 1).size() + (schedule.chunks > 1 || schedule.together > 1 ? 2 : 1);
   std::string text;
   const auto add_row = [&](const std::string& name, const Row& row) {
     std::string line = name;

@@ -16,9 +16,9 @@ struct DataExchanges {
 
 // A slot is a forward pass of one piece, all pieces alike. Rows of computation: F, B and W with the
 // micro-batch (and a letter for the piece, where a stage has several); B takes two slots where it includes
-// the gradients of weights; U is the update. Rows of communication: > activations and < gradients on their
-// way to the next stage and the one before, S gradients that are being summed and G weights that are being
-// gathered among the ranks of the stage.
+// the gradients of weights; passes that are made in turns have a ~; U is the update. Rows of communication: >
+// activations and < gradients on their way to the next stage and the one before, S gradients that are being
+// summed and G weights that are being gathered among the ranks of the stage.
 std::string draw(const PipelineSchedule& schedule, const DataExchanges& exchanges = {});
 
 }  // namespace moebius::tune
