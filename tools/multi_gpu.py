@@ -47,6 +47,15 @@ at_end = false
 LOSS_BAR = 1e-4  # relative, over all steps, in fp32
 
 
+# Pipelines and micro-batches in turns need several of these and, to be interleaved, four layers: they have a run of one
+# process of their own.
+DEEP = {"model.layers": 4, "train.micro_batch": 2}
+
+
+def is_deep(settings):
+    return any(key.removeprefix("parallel.") in ("pp", "ep_pairs") for key in settings)
+
+
 def layouts(n, quick):
     """(name, overrides) of runs of n processes that must train as one does."""
     rows = [("dp", {}), ("zero 1", {"zero_stage": 1}), ("zero 2", {"zero_stage": 2}), ("zero 3", {"zero_stage": 3})]
@@ -55,8 +64,11 @@ def layouts(n, quick):
             rows.append((f"tp {size}", {"tp": size}))
             rows.append((f"ep {size}", {"ep": size}))
     if n % 2 == 0:
-        rows += [("ep 2, zero 3", {"ep": 2, "zero_stage": 3}), ("pp 2", {"pp": 2}),
-                 ("pp 2, zero bubble", {"pp": 2, "pp_schedule": "zero_bubble"}), ("cp 2", {"cp": 2})]
+        rows += [("ep 2, zero 3", {"ep": 2, "zero_stage": 3}), ("ep 2, zero 1", {"ep": 2, "zero_stage": 1}),
+                 ("ep 2, pairs", {"ep": 2, "ep_chunks": 1, "ep_pairs": "true"}),
+                 ("ep 2, pairs, zero 2", {"ep": 2, "ep_chunks": 1, "ep_pairs": "true", "zero_stage": 2}),
+                 ("pp 2", {"pp": 2}), ("pp 2, zero bubble", {"pp": 2, "pp_schedule": "zero_bubble"}),
+                 ("pp 2, interleaved", {"pp": 2, "pp_schedule": "interleaved", "pp_chunks": 2}), ("cp 2", {"cp": 2})]
     if n % 4 == 0:
         rows += [(f"ep {n}, nodes of 2", {"ep": n, "ep_node_size": 2}),
                  ("tp 2, ep 2", {"tp": 2, "ep": 2}), ("tp 2, ep 2, zero 1", {"tp": 2, "ep": 2, "zero_stage": 1}),
@@ -66,20 +78,23 @@ def layouts(n, quick):
                  ("pp 2, ep 2", {"pp": 2, "ep": 2}), ("pp 2, tp 2", {"pp": 2, "tp": 2}),
                  ("pp 2, zero 3", {"pp": 2, "zero_stage": 3}), ("tp 4, 2d", {"tp": 4, "tp_mode": "2d"})]
     if quick:
-        wanted = ("dp", "zero 3", "tp 2", "ep 2", "tp 2, ep 2", f"ep {n}")
+        wanted = ("dp", "zero 3", "tp 2", "ep 2", "tp 2, ep 2", f"ep {n}", "pp 2")
         rows = [row for row in rows if row[0] in wanted]
     return rows
 
 
 def fast_layouts(n, quick):
     """(name, overrides) of runs that are timed, most telling first."""
-    rows = [(f"dp {n}", {}), (f"ep {n}", {"ep": n}), (f"zero 3 over {n}", {"zero_stage": 3}),
-            (f"zero 1 over {n}", {"zero_stage": 1})]
+    rows = [(f"dp {n}", {}), (f"ep {n}", {"ep": n}), (f"zero 3 over {n}", {"zero_stage": 3})]
     if n % 2 == 0:
-        rows += [("tp 2", {"tp": 2})]
-        rows.insert(3, rows.pop())
+        rows += [("pp 2", {"pp": 2}), ("tp 2", {"tp": 2})]
+    rows += [(f"ep {n}, one chunk", {"ep": n, "ep_chunks": 1}),
+             (f"ep {n}, pairs", {"ep": n, "ep_chunks": 1, "ep_pairs": "true"})]
+    rows += [(f"zero 1 over {n}", {"zero_stage": 1}), (f"zero 2 over {n}", {"zero_stage": 2})]
+    if n % 2 == 0:
+        rows += [("pp 2, zero bubble", {"pp": 2, "pp_schedule": "zero_bubble"})]
     if n % 4 == 0:
-        rows += [("tp 2, ep 2", {"tp": 2, "ep": 2}), ("tp 4", {"tp": 4}), ("pp 2", {"pp": 2}),
+        rows += [("tp 2, ep 2", {"tp": 2, "ep": 2}), ("tp 4", {"tp": 4}),
                  ("tp 4, 2d", {"tp": 4, "tp_mode": "2d"}), ("ep 2, zero 1", {"ep": 2, "zero_stage": 1})]
     return rows[:3] if quick else rows
 
@@ -170,18 +185,22 @@ def correctness(runs):
     timeout = 120 if args.gloo else 45
     base = runs.train("one process", config, 1, {}, timeout)
     runs.report["one_process"] = base
+    wanted = [layout for layout in layouts(args.n, args.quick) if args.only in layout[0]]
+    deep = {}
+    if any(is_deep(settings) for _, settings in wanted):
+        deep = runs.train("one process, four layers", config, 1, DEEP, timeout)
 
     def one(layout):
         name, settings = layout
         if runs.late():
             return {"name": name, "error": "not run: out of time"}
-        row = runs.train(name, config, args.n, prefixed(settings), timeout)
-        against(base, row)
+        own = DEEP if is_deep(settings) else {}
+        row = runs.train(name, config, args.n, {**own, **prefixed(settings)}, timeout)
+        against(deep if own else base, row)
         # A layout that this version says it does not have is told as that.
         row["refused"] = row.get("exit_code") == 2
         return row
 
-    wanted = [layout for layout in layouts(args.n, args.quick) if args.only in layout[0]]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         for row in pool.map(one, wanted):
             runs.report["correctness"].append(row)
@@ -255,22 +274,23 @@ def speed(runs):
     steps = args.steps or (9 if args.quick else 12)
     for shape in args.shape or (["qwen3-4l"] if args.quick else ["qwen3-4l", "mixtral-2l"]):
         config = root / "configs" / "bench" / f"{shape}.toml"
-        batch = 4  # sequences of each process
+        batch = 4  # sequences of each process; of a pipeline too, which passes them one by one
         common = {"train.steps": steps, "train.log_every": steps, "train.eval_batches": 0}
         plan = [("one process", 1, {}, ("on",))]
         # Tensor ranks wait for each exchange at once: overlap changes nothing there.
-        plan += [(name, args.n, prefixed(settings), ("on",) if "tp" in settings else ("off", "on"))
+        plan += [(name, args.n, prefixed(settings), ("on",) if "parallel.tp" in settings else ("off", "on"))
                  for name, settings in fast_layouts(args.n, args.quick)]
         for name, num, settings, overlaps in plan:
             if args.only and num > 1 and args.only not in name:
                 continue
-            parts = num // int(settings.get("parallel.tp", 1)) // int(settings.get("parallel.pp", 1))
+            parts = num // int(settings.get("parallel.tp", 1))
+            micro = 1 if "parallel.pp" in settings else batch // 2 if "parallel.ep_pairs" in settings else 0
             for overlap in overlaps:
                 if runs.late():
                     runs.report["speed"].append({"name": name, "shape": shape, "error": "not run: out of time"})
                     continue
                 row = runs.train(f"{shape} {name} overlap {overlap}", config, num,
-                                 {**common, **settings, "train.batch": batch * parts,
+                                 {**common, **settings, "train.micro_batch": micro, "train.batch": batch * parts,
                                   "parallel.overlap": "true" if overlap == "on" else "false"}, 60)
                 row.update({"name": name, "shape": shape, "overlap": overlap})
                 row.pop("steps", None)
