@@ -1,3 +1,4 @@
+#include "kernels/cpu/amx_tiles.h"
 #include "kernels/cpu/gemm_amx_routines.h"
 
 // g++ 12 warns of uninitialised values inside its own AVX-512 header.
@@ -7,10 +8,6 @@
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include <cstring>
 
 // As in gemm_tile_avx512bf16.cpp: the instructions are allowed per function, and run only after a look at the
 // processor.
@@ -19,23 +16,6 @@
 
 namespace moebius::kernels::cpu {
 namespace {
-
-// Palette 1: eight tiles of 16 rows of 64 bytes.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// Other code of the process may set tiles up in another way, so each block begins with our own set-up.
-MOEBIUS_AMX void begin() {
-  static const TileConfig config;
-  _tile_loadconfig(&config);
-}
-
-MOEBIUS_AMX void end() {
-  _tile_release();
-}
 
 MOEBIUS_AMX_INLINE __mmask16 first(int64_t count) {
   return count >= 16 ? 0xFFFF : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1u);
@@ -175,16 +155,10 @@ MOEBIUS_AMX void store(const StoreArgs& t) {
   }
 }
 
-// Linux saves tile registers only for processes that asked for them. (Documentation/arch/x86/xstate.rst)
-bool system_grants_tiles() {
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
-
 bool processor_has_amx() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
-  const bool amx = (edx >> 22 & 1u) != 0 && (edx >> 24 & 1u) != 0;
+  const bool amx = (edx >> 22 & 1u) != 0;
   return amx && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
@@ -192,8 +166,9 @@ bool processor_has_amx() {
 }  // namespace
 
 const AmxRoutines* hardware_amx_routines() {
-  static constexpr AmxRoutines table{begin, end, transpose, join, join_transpose, multiply, store};
-  static const bool usable = processor_has_amx() && system_grants_tiles();
+  static constexpr AmxRoutines table{set_up_amx_tiles, release_amx_tiles, transpose, join,
+                                     join_transpose,   multiply,          store};
+  static const bool usable = processor_has_amx() && has_amx_tiles();
   return usable ? &table : nullptr;
 }
 

@@ -74,9 +74,12 @@ class Int4Product {
     auto* const a = reinterpret_cast<uint8_t*>(memory);
     float* const total = memory + num_stretches * a_bytes / 4;
     auto* const codes = reinterpret_cast<int8_t*>(total + round_up(total_floats, int64_t{16}));
-    const auto tile_begin = [&](int64_t tile) { return part.row_begin + tile * rows / num_tiles; };
+    const auto tile_begin = [&](int64_t tile) {
+      return part.row_begin + tiles_.begin_of(tile, num_tiles, rows, args_.digits);
+    };
     for (int64_t tile = 0; tile < num_tiles; ++tile)
       gather(tile_begin(tile), tile_begin(tile + 1), a + tile * tiles_.rows * kInt8RowStride, a_bytes);
+    if (tiles_.begin != nullptr) tiles_.begin();
     for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel) {
       std::fill_n(total, total_floats, 0.0f);
       const int64_t at = part.group * num_panels_ + panel;
@@ -90,6 +93,7 @@ class Int4Product {
       }
       store(part, panel, total);
     }
+    if (tiles_.end != nullptr) tiles_.end();
   }
 
  private:

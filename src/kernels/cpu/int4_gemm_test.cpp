@@ -138,7 +138,8 @@ const std::vector<Int4Case>& int4_cases() {
 }
 
 TEST(Int4Gemm, agrees_with_products_in_double_precision_for_every_instruction_set) {
-  for (const Int8TileTable* tiles : {avx512_vnni_tiles(), avx_vnni_tiles(), &portable_int8_tiles()}) {
+  for (const Int8TileTable* tiles :
+       {amx_int8_tiles(), avx512_vnni_tiles(), avx_vnni_tiles(), &portable_int8_tiles()}) {
     if (tiles == nullptr) continue;
     SCOPED_TRACE(tiles->name);
     set_int8_tiles(tiles);

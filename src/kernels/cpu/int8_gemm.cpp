@@ -50,8 +50,8 @@ class Int8Product {
       const int64_t begin = rows_begin(g), count = rows_end(g) - begin;
       const int64_t num_blocks = ceil_div(count, most_rows);
       for (int64_t block = 0; block < num_blocks; ++block) {
-        const int64_t first = begin + block * count / num_blocks;
-        const int64_t last = begin + (block + 1) * count / num_blocks;
+        const int64_t first = begin + tiles_.begin_of(block, num_blocks, count, args_.digits);
+        const int64_t last = begin + tiles_.begin_of(block + 1, num_blocks, count, args_.digits);
         const int64_t panels =
             std::clamp<int64_t>(ceil_div(wanted, last - first), 1, std::max<int64_t>(num_panels_, 1));
         for (int64_t p = 0; p < num_panels_; p += panels) {
@@ -77,7 +77,9 @@ class Int8Product {
     const int64_t tile_bytes = num_stretches_ * tiles_.rows * kInt8RowStride;
     auto* const panels = reinterpret_cast<uint8_t*>(scratch.floats(num_tiles * tile_bytes / 4));
     // Rows are spread evenly over the tiles.
-    const auto tile_begin = [&](int64_t tile) { return part.row_begin + tile * count / num_tiles; };
+    const auto tile_begin = [&](int64_t tile) {
+      return part.row_begin + tiles_.begin_of(tile, num_tiles, count, args_.digits);
+    };
     for (int64_t tile = 0; tile < num_tiles; ++tile)
       gather(tile_begin(tile), tile_begin(tile + 1), panels + tile * tile_bytes);
     const int64_t panel_bytes = kInt8PanelCols * padded_k_;
@@ -85,6 +87,7 @@ class Int8Product {
     // The next panel comes from memory while the tiles of this one are computed, a part of it with each. Four
     // words of B are eight lines.
     const int64_t lines = ceil_div(8, num_tiles), bytes_of_tile = panel_bytes * lines / 8;
+    if (tiles_.begin != nullptr) tiles_.begin();
     for (int64_t p = part.panel_begin; p < part.panel_end; ++p, b += panel_bytes)
       for (int64_t tile = 0; tile < num_tiles; ++tile) {
         const int64_t offset = tile * bytes_of_tile;
@@ -92,6 +95,7 @@ class Int8Product {
         multiply(part.group, p, tile_begin(tile), tile_begin(tile + 1), panels + tile * tile_bytes, b,
                  b + panel_bytes + offset, more ? lines : 0);
       }
+    if (tiles_.end != nullptr) tiles_.end();
   }
 
  private:

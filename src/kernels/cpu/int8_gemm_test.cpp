@@ -218,7 +218,7 @@ TEST(Int8Gemm, is_exact_for_odd_sizes_and_empty_groups) {
 }
 
 TEST(Int8Gemm, covers_every_number_of_rows_in_a_tile) {
-  for (int32_t rows = 1; rows <= 30; ++rows) check_int8({.counts = {rows}, .n = 40, .k = 21});
+  for (int32_t rows = 1; rows <= 66; ++rows) check_int8({.counts = {rows}, .n = 40, .k = 21});
 }
 
 TEST(Int8Gemm, gathers_rows_and_leaves_unused_ones_alone) {
@@ -289,11 +289,15 @@ TEST(Int8Gemm, is_exact_with_every_instruction_set) {
     SCOPED_TRACE(table.name);
     testing::Test::RecordProperty(table.name, 1);
     set_int8_tiles(&table);
-    for (int32_t rows = 1; rows <= 15; ++rows) check_int8({.counts = {rows}, .n = 70, .k = 37});
+    for (int32_t rows = 1; rows <= table.rows + 1; ++rows) check_int8({.counts = {rows}, .n = 70, .k = 37});
+    // Whole words of every tile's step along k, and what is left over.
+    for (const int64_t k : {16, 64, 80, 128, 144, 176, 192})
+      check_int8({.counts = {3, 16, 40}, .n = 33, .k = k});
     check_int8({.counts = {19, 0, 3, 40}, .n = 37, .k = 41, .gather = true, .divisor = 2, .unused_rows = 9});
     check_int8({.counts = {5, 0, 33}, .n = 66, .k = 4500, .swiglu = true});
     set_int8_tiles(nullptr);
   };
+  if (const Int8TileTable* const table = amx_int8_tiles()) check_all(*table);
   if (const Int8TileTable* const table = avx512_vnni_tiles()) check_all(*table);
   if (const Int8TileTable* const table = avx_vnni_tiles()) check_all(*table);
   const int64_t supported = hwy::SupportedTargets();

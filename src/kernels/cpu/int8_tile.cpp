@@ -127,6 +127,7 @@ const Int8TileTable& portable_int8_tiles() {
 
 const Int8TileTable& int8_tiles() {
   if (const Int8TileTable* const table = chosen.load(std::memory_order_relaxed)) return *table;
+  if (const Int8TileTable* const table = amx_int8_tiles()) return *table;
   if (const Int8TileTable* const table = avx512_vnni_tiles()) return *table;
   if (const Int8TileTable* const table = avx_vnni_tiles()) return *table;
   return portable_int8_tiles();

@@ -26,15 +26,30 @@ struct Int8TileArgs {
 
 using Int8TileFn = void (*)(const Int8TileArgs&);
 
-inline constexpr int kInt8MostRows = 14;
+inline constexpr int kInt8MostRows = 32;
+// Below this many rows AMX tiles gain nothing over dot products.
+inline constexpr int kInt8AmxFewestRows = 4;
 
 struct Int8TileTable {
   const char* name;
   int rows;                             // of the largest tile
   Int8TileFn tiles[kInt8MostRows + 1];  // [r] computes r rows, 1 <= r <= rows
+  // Tiles of a multiple of this many rows cost no more than smaller ones. Rows of A and of the sums past r,
+  // up to the next multiple, may be read and written.
+  int row_step = 1;
+  // Around the tiles of one thread, or null.
+  void (*begin)() = nullptr;
+  void (*end)() = nullptr;
+
+  // Where tile `i` begins when `count` rows of a result, of `digits` rows of A each, are spread over tiles.
+  int64_t begin_of(int64_t i, int64_t num_tiles, int64_t count, int64_t digits) const {
+    const int64_t step = digits < row_step ? row_step / digits : 1;
+    return i == num_tiles ? count : i * ((count + step - 1) / step) / num_tiles * step;
+  }
 };
 
-// Null where the processor lacks the instructions.
+// Null where the processor lacks the instructions, or the system does not grant AMX.
+const Int8TileTable* amx_int8_tiles();
 const Int8TileTable* avx512_vnni_tiles();
 const Int8TileTable* avx_vnni_tiles();
 // By 16-bit multiply-and-add with Highway, or plain C++.

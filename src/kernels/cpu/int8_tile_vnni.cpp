@@ -31,6 +31,10 @@ constexpr int sums_of(int rows) {
   return rows == 1 ? 4 : rows <= 3 ? 3 : rows <= 6 ? 2 : 1;
 }
 
+// Bytes ahead of B to be fetched into the second-level and the nearest cache: the former has more lines on
+// their way from memory than the latter could, and hardware fetches ahead within a page only.
+constexpr int kFarAhead = 16384, kNearAhead = 1024;
+
 MOEBIUS_VNNI512_INLINE void multiply_add(const uint8_t* a, __m512i b0, __m512i b1, __m512i& c0, __m512i& c1) {
   const __m512i v = _mm512_set1_epi32(word_at(a));
   c0 = _mm512_dpbusd_epi32(c0, v, b0);
@@ -66,8 +70,11 @@ MOEBIUS_VNNI512_INLINE void tile512(const Int8TileArgs& t, std::index_sequence<r
   const char* next = reinterpret_cast<const char*>(t.next);
   for (int64_t w = 0; w < t.num_words; w += 4, a += 16, b += 4 * kWordBytes) {
     if constexpr (kRows <= 7) {  // what so few rows wait for is B
-      for (int line = 0; line < 8; ++line)
-        _mm_prefetch(reinterpret_cast<const char*>(b) + 4096 + 64 * line, _MM_HINT_T0);
+      const char* const ahead = reinterpret_cast<const char*>(b);
+      for (int line = 0; line < 8; ++line) {
+        _mm_prefetch(ahead + kFarAhead + 64 * line, _MM_HINT_T1);
+        _mm_prefetch(ahead + kNearAhead + 64 * line, _MM_HINT_T0);
+      }
     } else {
       for (int64_t line = 0; line < t.next_lines; ++line, next += 64) _mm_prefetch(next, _MM_HINT_T1);
     }
