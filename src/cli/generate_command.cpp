@@ -1,6 +1,7 @@
 #include "cli/generate_command.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <ctime>
 #include <filesystem>
@@ -14,6 +15,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/interrupt.h"
+#include "base/memory.h"
 #include "base/parallel.h"
 #include "base/units.h"
 #include "data/chat_template.h"
@@ -71,6 +73,27 @@ void run_lines(const GenerateArguments& arguments, const train::LoadedModel& mod
                  format_rate(static_cast<double>(texts.size()) / seconds, "lines").c_str());
 }
 
+// Speed, and what it takes of memory.
+void print_stats(const nn::GenerationTimes& times, const nn::WeightBytes& weights) {
+  const auto count = static_cast<double>(times.tokens - 1);
+  std::fprintf(stderr, "prompt of %lld tokens in %s, then %lld tokens in %s",
+               static_cast<long long>(times.prompt_tokens), format_duration(times.prompt_seconds).c_str(),
+               static_cast<long long>(std::max<int64_t>(times.tokens - 1, 0)),
+               format_duration(times.seconds).c_str());
+  if (times.tokens > 1) {
+    const double rate = count / times.seconds;
+    std::fprintf(stderr, ": %s, %.2f GB/s of weights read", format_rate(rate, "tokens").c_str(),
+                 rate * static_cast<double>(weights.read_per_token) / 1e9);
+  }
+  std::fprintf(stderr, "\nweights take %s, those of products %.3f bytes a value",
+               format_bytes(weights.held).c_str(),
+               static_cast<double>(weights.products) /
+                   static_cast<double>(std::max<int64_t>(weights.product_values, 1)));
+  if (const auto memory = process_memory())
+    std::fprintf(stderr, "; %s resident", format_bytes(memory.value().resident_bytes).c_str());
+  std::fprintf(stderr, "\n");
+}
+
 void run_generate(const GenerateArguments& arguments) {
   ops::load_cuda_plugin();
   if (arguments.threads > 0) set_num_threads(arguments.threads);
@@ -89,19 +112,14 @@ void run_generate(const GenerateArguments& arguments) {
 
   const InterruptGuard interrupts;  // Ctrl-C ends the text, not the line it stands in
   if (arguments.chat.empty()) std::cout << options.prompt << std::flush;  // of a chat the answer alone
-  const double begin = steady_seconds();
-  int64_t num_pieces = 0;
+  nn::GenerationTimes times;
+  options.generate.times = &times;
   train::stream_text(*model.decoder, *model.tokenizer, options, [&](std::string_view piece) {
     std::cout << piece << std::flush;
-    ++num_pieces;
     return !interrupt_requested() && std::cout.good();
   });
   std::cout << std::endl;
-  const double seconds = steady_seconds() - begin;
-  if (arguments.stats)
-    std::fprintf(stderr, "%lld pieces in %s, %s\n", static_cast<long long>(num_pieces),
-                 format_duration(seconds).c_str(),
-                 format_rate(static_cast<double>(num_pieces) / seconds, "pieces").c_str());
+  if (arguments.stats) print_stats(times, nn::weight_bytes(*model.decoder));
 }
 
 }  // namespace

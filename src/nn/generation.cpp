@@ -9,6 +9,8 @@
 #include <numeric>
 
 #include "base/check.h"
+#include "base/clock.h"
+#include "base/concat.h"
 #include "base/philox.h"
 #include "ops/linear.h"
 
@@ -40,36 +42,47 @@ int64_t sample_token(const at::Tensor& logits_V, const SamplingOptions& options,
   const int64_t vocab = logits_V.numel();
   if (options.temperature == 0) return std::max_element(logits, logits + vocab) - logits;
 
-  // Candidates, likeliest first; equal ones by id.
-  std::vector<int64_t> order(static_cast<size_t>(vocab));
-  std::iota(order.begin(), order.end(), 0);
-  const auto likelier = [&](int64_t a, int64_t b) {
+  std::vector<int64_t> candidates(static_cast<size_t>(vocab));
+  std::iota(candidates.begin(), candidates.end(), 0);
+  const auto likelier = [&](int64_t a, int64_t b) {  // of equal ones the lower id
     return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
   };
-  int64_t kept = options.top_k > 0 ? std::min(options.top_k, vocab) : vocab;
-  std::partial_sort(order.begin(), order.begin() + kept, order.end(), likelier);
-  order.resize(static_cast<size_t>(kept));
-
-  std::vector<double> weight(order.size());
-  double total = 0;
-  for (size_t i = 0; i < order.size(); ++i) {
-    weight[i] = std::exp((static_cast<double>(logits[order[i]]) - logits[order[0]]) / options.temperature);
-    total += weight[i];
+  if (options.top_k > 0 && options.top_k < vocab) {
+    std::nth_element(candidates.begin(), candidates.begin() + options.top_k - 1, candidates.end(), likelier);
+    candidates.resize(static_cast<size_t>(options.top_k));
   }
-  if (options.top_p < 1) {
+  const float most = logits[*std::min_element(candidates.begin(), candidates.end(), likelier)];
+  const auto weight = [&](int64_t token) {
+    return std::exp((static_cast<double>(logits[token]) - most) / options.temperature);
+  };
+  const auto weight_of_all = [&] {
     double sum = 0;
-    size_t count = 0;
-    while (count < weight.size() && (count == 0 || sum < options.top_p * total)) sum += weight[count++];
-    weight.resize(count);
-    total = sum;
+    for (const int64_t token : candidates) sum += weight(token);
+    return sum;
+  };
+  std::sort(candidates.begin(), candidates.end());
+  double total = weight_of_all();
+  if (options.top_p < 1) {
+    // The likeliest come off a heap one by one, so that the others are never sorted.
+    const auto less_likely = [&](int64_t a, int64_t b) { return likelier(b, a); };
+    std::make_heap(candidates.begin(), candidates.end(), less_likely);
+    auto rest = candidates.end();
+    double sum = 0;
+    do {
+      std::pop_heap(candidates.begin(), rest--, less_likely);
+      sum += weight(*rest);
+    } while (rest != candidates.begin() && sum < options.top_p * total);
+    candidates.erase(candidates.begin(), rest);
+    std::sort(candidates.begin(), candidates.end());
+    total = weight_of_all();
   }
   const double target = Philox(options.seed, "sample").uniform_double(index) * total;
   double sum = 0;
-  for (size_t i = 0; i < weight.size(); ++i) {
-    sum += weight[i];
-    if (target < sum) return order[i];
+  for (const int64_t token : candidates) {
+    sum += weight(token);
+    if (target < sum) return token;
   }
-  return order[weight.size() - 1];
+  return candidates.back();
 }
 
 void generate(const Decoder& decoder, const std::vector<int64_t>& prompt, const GenerateOptions& options,
@@ -82,6 +95,8 @@ void generate(const Decoder& decoder, const std::vector<int64_t>& prompt, const 
     cache.emplace(
         decoder.make_cache(static_cast<int64_t>(prompt.size()) + options.max_tokens, options.cache));
   size_t passed = 0;  // tokens in the cache
+  GenerationTimes times{.prompt_tokens = static_cast<int64_t>(prompt.size())};
+  double begin = steady_seconds();
   for (int64_t i = 0; i < options.max_tokens; ++i) {
     at::Tensor logits_V;
     if (cache) {
@@ -92,8 +107,35 @@ void generate(const Decoder& decoder, const std::vector<int64_t>& prompt, const 
       logits_V = logits_without_cache(decoder, tokens);
     }
     tokens.push_back(sample_token(logits_V.cpu(), options.sampling, static_cast<uint64_t>(i)));
+    const double now = steady_seconds();
+    (times.tokens++ == 0 ? times.prompt_seconds : times.seconds) += now - begin;
+    begin = now;
+    if (options.times != nullptr) *options.times = times;
     if (!on_token(tokens.back())) return;
   }
+}
+
+WeightBytes weight_bytes(const Decoder& decoder) {
+  const config::ModelConfig& config = decoder.config();
+  WeightBytes all;
+  for (const Param& param : decoder.params().params()) {
+    const int64_t bytes = param.product && param.product->num_bytes() > 0
+                              ? param.product->num_bytes()
+                              : static_cast<int64_t>(param.value.nbytes());
+    all.held += bytes;
+    if (param.spec.is_product) {
+      all.products += bytes;
+      all.product_values += param.num_local_elements();
+    }
+    const bool is_looked_up = param.spec.name == "embedding" && !config.tied_embeddings;  // a row alone
+    const bool predicts_further = param.spec.name.starts_with("mtp.") ||
+                                  param.spec.name.starts_with(concat("layers.", config.layers, "."));
+    if (is_looked_up || predicts_further) continue;
+    all.read_per_token += param.spec.klass == ParamClass::expert
+                              ? bytes * config.moe.top_k / std::max<int64_t>(config.moe.experts, 1)
+                              : bytes;
+  }
+  return all;
 }
 
 }  // namespace moebius::nn

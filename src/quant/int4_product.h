@@ -32,7 +32,7 @@ class Int4Product final : public Product {
                         bool recompute) const override;
   at::Tensor values(const at::Tensor& weight) const override;
 
-  int64_t num_bytes() const;  // of memory
+  int64_t num_bytes() const override;
 
  private:
   ops::Int4Weight weight_;

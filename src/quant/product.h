@@ -7,6 +7,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
+
 #include "ops/biased_experts.h"
 #include "ops/route.h"
 
@@ -40,6 +42,9 @@ class Product {
 
   // The weight in floats of the model's dtype, as the products see it: for a layer that takes it apart.
   virtual at::Tensor values(const at::Tensor& weight) const = 0;
+
+  // Memory of the weight where the object holds it itself, scales and all; 0 where the parameter does.
+  virtual int64_t num_bytes() const { return 0; }
 };
 
 // y = x weight_NK^T, plus bias_N unless that is undefined. `product` null: ops::linear.
