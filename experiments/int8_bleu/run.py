@@ -79,8 +79,8 @@ def arms():
 CONTROLS = {"F1-control": 1000, "F2-control-again": 2000}
 # What --more-seeds trains and rounds, by weight bits: the arms that the claims are about.
 KEY_ARMS = {8: ("P1-naive", "P2-channel-token", "Q1-ste", "Q2-learned", "Q3-noise-0.5"),
+            6: ("P1-mse", "P2-mse", "Q2-learned", "Q3-noise-0.5"),
             4: ("P1-mse", "P2-mse", "Q2-learned", "Q3-noise-0.5", "Q4-ste", "Q4-noise-0.5")}
-SIX_BIT_ARMS = ("P1-naive", "P1-mse", "P2-channel-token", "P2-mse", "Q2-learned", "Q3-noise-0.5", "Q4-noise-0.5")
 BEAM_ARMS = ("F1-control", "P1-naive", "P2-channel-token", "Q3-noise-0.5")
 
 
@@ -301,7 +301,7 @@ decay_fraction = 0.5
         """(seed, arm, bits) in the order of their worth."""
         every = [(name, bits) for bits in self.arguments.bits for name in self.arguments.arms or arms()
                  # Nothing is clipped at 8 bits.
-                 if not (bits == 8 and "mse" in name or bits == 6 and name not in SIX_BIT_ARMS)]
+                 if not (bits == 8 and "mse" in name)]
         is_key = lambda name, bits: name in KEY_ARMS.get(bits, ())
         seeds = self.arguments.seeds + self.arguments.more_seeds
         yield from ((seed, name, bits) for name, bits in every if is_key(name, bits) for seed in seeds)

@@ -85,6 +85,8 @@ def rows_of(out, form, with_bleu):
             for key in ("same_token", "flipped_decisions", "flipped_tokens"):
                 if key in said.get("quantised", {}):
                     row[key] = said["quantised"][key]
+            if "quantised" in said:
+                row["cost"] = said["quantised"]["difference"]
             for beam in base:
                 if not has_text or not (folder / f"{result.stem}.text.{beam}").exists():
                     continue
@@ -111,8 +113,8 @@ def write_tables(out, form, what, with_bleu=True):
     """rows.json with every row, tables.md with means over the seeds; returns the latter."""
     rows = rows_of(out, form, with_bleu)
     (out / f"{form}.rows.json").write_text(json.dumps(rows, indent=1) + "\n")
-    lines = ["| bits | arm | seeds | loss | against control | BLEU | relative | not below control | beam 4 | relative "
-             "| same output | same token | other experts | what |", "|" + "---|" * 14]
+    lines = ["| bits | arm | seeds | loss | against control | own cost | BLEU | relative | not below control | beam 4 "
+             "| relative | same output | same token | other experts | what |", "|" + "---|" * 15]
     groups = {}
     for row in rows:
         groups.setdefault((-row["bits"] if row["bits"] else -99, row["arm"]), []).append(row)
@@ -129,7 +131,7 @@ def write_tables(out, form, what, with_bleu=True):
         error = group[0]["error"] if error is None else error  # of one seed: over the sentence pairs
         lines.append(" | ".join([
             f"| {-bits if bits != -99 else 'float'}", arm, str(len(group)), cell("loss", "{:.4f}", with_error=False),
-            f"{difference:+.5f} ± {error:.5f}", cell("bleu_1", "{:.2f}", with_error=False),
+            f"{difference:+.5f} ± {error:.5f}", cell("cost", "{:+.5f}", with_error=False), cell("bleu_1", "{:.2f}", with_error=False),
             cell("relative_1", "{:+.2f} %"), cell("not_below_1", "{:.2f}", with_error=False),
             cell("bleu_4", "{:.2f}", with_error=False), cell("relative_4", "{:+.2f} %"),
             cell("identical_1", "{:.1f} %", 100, False), cell("same_token", "{:.2f} %", 100, False),
