@@ -5,6 +5,7 @@
 //   int8        activations quantised before
 //   int8+q      from fp32 activations, quantising included
 //   onednn      u8 activations quantised before, s8 weights packed by oneDNN, scales per channel, fp32 out
+//   copy, stream, read   of memory: memcpy, a copy past the caches (bytes read and written), reading alone
 //   bf16, fp32  ops::linear; mm bf16, mm fp32: at::mm_out (oneDNN, MKL)
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -23,6 +24,10 @@
 #include "ops/device.h"
 #include "ops/int8_linear.h"
 #include "ops/linear.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace moebius::ops {
 namespace {
@@ -139,6 +144,17 @@ void bench_shape(int64_t m, int64_t n, int64_t k) {
   print(rows, "onednn");
 }
 
+// Copies past the caches, so that the target is not read first: what a stream copy reaches at best.
+void stream_copy(int8_t* to, const int8_t* from, int64_t bytes) {
+#if defined(__SSE2__)
+  for (int64_t i = 0; i < bytes; i += 16)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i),
+                     _mm_load_si128(reinterpret_cast<const __m128i*>(from + i)));
+#else
+  std::memcpy(to, from, static_cast<size_t>(bytes));
+#endif
+}
+
 // What memory gives: reading alone, and copying (read and written bytes).
 void bench_stream() {
   constexpr int64_t kBytes = int64_t{1} << 29, kPiece = 1 << 16;
@@ -153,6 +169,8 @@ void bench_stream() {
   std::vector<Row> rows{
       {"copy", 2.0 * static_cast<double>(kBytes),
        [&] { each_piece([&](int64_t at) { std::memcpy(target + at, source + at, kPiece); }); }},
+      {"stream", 2.0 * static_cast<double>(kBytes),
+       [&] { each_piece([&](int64_t at) { stream_copy(target + at, source + at, kPiece); }); }},
       {"read", static_cast<double>(kBytes), [&] {
          each_piece([&](int64_t at) {
            if (std::memchr(source + at, 7, kPiece) != nullptr) std::abort();
