@@ -60,6 +60,7 @@ CodedRows coded_rows(const at::Tensor& x_RK, Int8Activations activations, double
   args.dtype = kernel_dtype(x_RK);
   args.digits = digits;
   args.valid_rows = which.in_use;
+  args.product_follows = true;
   if (which.factors_GK.defined()) {
     MOEBIUS_CHECK_EQ(which.factors_GK.size(1), x_RK.size(1));
     MOEBIUS_CHECK_EQ(which.offsets_G1.size(0), which.factors_GK.size(0) + 1);

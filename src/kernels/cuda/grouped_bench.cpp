@@ -1,8 +1,9 @@
 // Times every variant of the grouped products at the sizes of MoE layers, and the passes around them: TFLOP/s
 // of each, the best mix of a layer. Not a test: run it by hand on a machine with a Hopper GPU. Groups as
 // random routing makes them.
-//   grouped_bench [--seconds S] [--only TEXT] [shape ...]
-// S: how long each runs before it is timed, and is timed for (0.2). TEXT: only products whose title has it.
+//   grouped_bench [--seconds S] [--only TITLES] [--variant NAME] [shape ...]
+// S: how long each runs before it is timed, and is timed for (0.2). TITLES: only these products, between
+// semicolons. NAME: only that variant.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -59,14 +60,21 @@ Routes random_routes(const Shape& s) {
 
 struct Options {
   double seconds = 0.2;
-  const char* only = "";
+  const char *only = nullptr, *variant = nullptr;
 };
 Options options;
 
+// Whether the title is one of --only's, which stand between semicolons.
+bool is_wanted(const std::string& title) {
+  return options.only == nullptr ||
+         (";" + std::string(options.only) + ";").find(";" + title + ";") != std::string::npos;
+}
+
 double best_of(const char* title, const GroupedGemmArgs& args, double flops) {
   double best = std::numeric_limits<double>::infinity();
-  if (std::strstr(title, options.only) == nullptr) return best;
+  if (!is_wanted(title)) return best;
   for (const GroupedVariant* variant : grouped_variants(args)) {
+    if (options.variant != nullptr && std::strcmp(name_of(*variant), options.variant) != 0) continue;
     std::printf("  %-26s %-26s", title, name_of(*variant));
     std::fflush(stdout);
     const double us =
@@ -163,6 +171,8 @@ int main(int count, char** names) {
   for (; first + 1 < count && std::strncmp(names[first], "--", 2) == 0; first += 2) {
     if (std::strcmp(names[first], "--seconds") == 0) {
       options.seconds = std::atof(names[first + 1]);
+    } else if (std::strcmp(names[first], "--variant") == 0) {
+      options.variant = names[first + 1];
     } else {
       options.only = names[first + 1];
     }

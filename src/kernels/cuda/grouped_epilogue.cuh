@@ -4,6 +4,10 @@
 
 #include "kernels/cuda/grouped_kernel.cuh"
 
+#ifndef MOEBIUS_STORES
+#define MOEBIUS_STORES 2
+#endif
+
 namespace moebius::kernels::cuda {
 
 __device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
@@ -51,6 +55,19 @@ __device__ __forceinline__ void store_eight(uint4 x, __nv_bfloat16* to, bool add
 __device__ __forceinline__ void store_chunk(uint32_t staging, __nv_bfloat16* out, int64_t pitch, int rows,
                                             int columns, bool add, int lane) {
   const int chunk = lane % 8;
+#if MOEBIUS_STORES == 1
+  uint4 held[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = i * 4 + lane / 8;
+    held[i] = load_shared(staging + row * 128 + ((chunk ^ (row % 8)) * 16));
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = i * 4 + lane / 8;
+    if (row < rows && chunk * 8 < columns) store_eight(held[i], out + row * pitch + chunk * 8, add);
+  }
+#else
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int row = i * 4 + lane / 8;
@@ -58,6 +75,7 @@ __device__ __forceinline__ void store_chunk(uint32_t staging, __nv_bfloat16* out
     store_eight(load_shared(staging + row * 128 + ((chunk ^ (row % 8)) * 16)), out + row * pitch + chunk * 8,
                 add);
   }
+#endif
 }
 
 // Sums as bf16 pairs: pair 2 j + h holds columns 8 j + 2 (lane % 4) and the next of row lane / 4 + 8 h.
@@ -74,10 +92,86 @@ struct PackedSums {
   }
 };
 
+// The 4 x 4 words that the four lanes of a quad hold are turned: lane q gets word q of each, in the order of
+// the lanes.
+__device__ __forceinline__ uint4 turned(uint32_t a, uint32_t b, uint32_t c, uint32_t d, int quarter) {
+  const bool odd = quarter % 2 != 0, high = quarter / 2 != 0;
+  const uint32_t x = __shfl_xor_sync(0xffffffffu, odd ? a : b, 1),
+                 y = __shfl_xor_sync(0xffffffffu, odd ? c : d, 1);
+  a = odd ? x : a;
+  b = odd ? b : x;
+  c = odd ? y : c;
+  d = odd ? d : y;
+  const uint32_t u = __shfl_xor_sync(0xffffffffu, high ? a : c, 2),
+                 v = __shfl_xor_sync(0xffffffffu, high ? b : d, 2);
+  return high ? uint4{u, v, c, d} : uint4{a, b, u, v};
+}
+
+// Straight from the registers: each lane turns what its quad has of a row into 16 bytes.
+template <int COLUMNS>
+__device__ __forceinline__ void store_turned(const PackedSums<COLUMNS>& sums, __nv_bfloat16* out,
+                                             int64_t pitch, int rows, int columns, bool add, int lane) {
+  static_assert(COLUMNS % 32 == 0);
+  const int quarter = lane % 4, row = lane / 4;
+  __nv_bfloat16* const first = out + row * pitch + 8 * quarter;
+  __nv_bfloat16* const second = first + 8 * pitch;
+#pragma unroll
+  for (int j = 0; j < COLUMNS / 8; j += 4) {
+    const uint32_t* at = sums.at + 2 * j;
+    const uint4 upper = turned(at[0], at[2], at[4], at[6], quarter),
+                lower = turned(at[1], at[3], at[5], at[7], quarter);
+    const bool inside = 8 * (j + quarter) < columns;
+    if (inside && row < rows) store_eight(upper, first + 8 * j, add);
+    if (inside && row + 8 < rows) store_eight(lower, second + 8 * j, add);
+  }
+}
+
+// Bits: which half of each word.
+__device__ __forceinline__ uint32_t low_halves(uint32_t a, uint32_t b) {
+  return __byte_perm(a, b, 0x5410);
+}
+__device__ __forceinline__ uint32_t high_halves(uint32_t a, uint32_t b) {
+  return __byte_perm(a, b, 0x7632);
+}
+
+__device__ __forceinline__ float activation_of(uint32_t pair) {
+  const float gate = low_half(pair);
+  return gate * sigmoid_of(gate) * high_half(pair);
+}
+
+template <int COLUMNS>
+__device__ __forceinline__ void store_turned_swiglu(const PackedSums<COLUMNS>& sums, __nv_bfloat16* act,
+                                                    int64_t pitch, int rows, int columns, int lane) {
+  static_assert(COLUMNS % 64 == 0);
+  const int quarter = lane % 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = lane / 4 + 8 * half;
+    __nv_bfloat16* const to = act + row * pitch + 8 * quarter;
+#pragma unroll
+    for (int j = 0; j < COLUMNS / 8; j += 8) {
+      // Word i: this lane's activations of column groups j + 2 i and the next, 4 activations each.
+      uint32_t word[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t* at = sums.at + 2 * (j + 2 * i) + half;
+        word[i] = bf16_pair(activation_of(at[0]), activation_of(at[2]));
+      }
+      const uint4 all = turned(word[0], word[1], word[2], word[3], quarter);
+      const uint4 sorted{low_halves(all.x, all.y), low_halves(all.z, all.w), high_halves(all.x, all.y),
+                         high_halves(all.z, all.w)};
+      if (row < rows && 4 * j + 8 * quarter < columns) *reinterpret_cast<uint4*>(to + 4 * j) = sorted;
+    }
+  }
+}
+
 template <int COLUMNS>
 __device__ __forceinline__ void store_bf16(const PackedSums<COLUMNS>& sums, uint32_t staging,
                                            __nv_bfloat16* out, int64_t pitch, int rows, int columns, bool add,
                                            int lane) {
+#if MOEBIUS_STORES == 2
+  store_turned<COLUMNS>(sums, out, pitch, rows, columns, add, lane);
+#else
   const int row = lane % 16, half = lane / 16;
 #pragma unroll
   for (int c = 0; c < COLUMNS / 64; ++c) {
@@ -90,6 +184,7 @@ __device__ __forceinline__ void store_bf16(const PackedSums<COLUMNS>& sums, uint
     __syncwarp();
     store_chunk(staging, out + 64 * c, pitch, rows, columns - 64 * c, add, lane);
   }
+#endif
 }
 
 // The same for rows of 32 columns (64 bytes).
@@ -111,6 +206,9 @@ template <int COLUMNS>
 __device__ __forceinline__ void store_swiglu(const PackedSums<COLUMNS>& sums, uint32_t staging,
                                              __nv_bfloat16* act, int64_t pitch, int rows, int columns,
                                              int lane) {
+#if MOEBIUS_STORES == 2
+  store_turned_swiglu<COLUMNS>(sums, act, pitch, rows, columns, lane);
+#else
   const int quarter = lane % 4, odd = quarter % 2;
   const auto activation = [](uint32_t pair) {
     const float gate = low_half(pair);
@@ -138,6 +236,7 @@ __device__ __forceinline__ void store_swiglu(const PackedSums<COLUMNS>& sums, ui
     __syncwarp();
     store_half_chunk(staging, act + 32 * c, pitch, rows, columns - 32 * c, lane);
   }
+#endif
 }
 
 }  // namespace moebius::kernels::cuda

@@ -17,6 +17,8 @@ constexpr GroupedVariant kVariants[] = {
     variant_of<Forward<Epilogue::store, 256, Gather::none, true>>(),
     variant_of<Forward<Epilogue::store, 192, Gather::a>>(),
     variant_of<Forward<Epilogue::store, 256, Gather::a>>(),
+    variant_of<Forward<Epilogue::store, 192, Gather::a, true>>(),
+    variant_of<Forward<Epilogue::store, 256, Gather::a, true>>(),
     variant_of<Forward<Epilogue::swiglu, 192>>(),
     variant_of<Forward<Epilogue::swiglu, 256>>(),
     variant_of<Forward<Epilogue::swiglu, 192, Gather::none, true>>(),

@@ -1,7 +1,10 @@
 // Times every variant of the integer products beside the bf16 ones, and the passes around them, at the sizes
 // of dense layers and MoE layers. Not a test: run it by hand on a machine with a Hopper GPU.
-//   int8_bench [dense] [shape ...]
-// MOEBIUS_SKIP_VARIANTS=WORD leaves out the variants whose name has the word.
+//   int8_bench [--seconds S] [--only TITLES] [--variant NAME] [dense|dense-ROWS] [shape ...]
+// S: how long each runs before it is timed, and is timed for (0.02). TITLES: only these products, between
+// semicolons, and no passes around them. NAME: only these variants, likewise. dense-ROWS: of so many rows
+// alone, N = K = 4,096.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -26,6 +29,17 @@ constexpr Shape kShapes[] = {
     {"fine-1536", 24576, 1536, 256, 128, 8},   {"qwen3-30b-64", 64, 2048, 768, 128, 8},
 };
 
+struct Options {
+  double seconds = 0.02;
+  const char *only = nullptr, *variant = nullptr;
+};
+Options options;
+
+// Whether a name is one of those that stand between semicolons; all are without any.
+bool is_wanted(const char* wanted, const std::string& name) {
+  return wanted == nullptr || (";" + std::string(wanted) + ";").find(";" + name + ";") != std::string::npos;
+}
+
 void* random_codes(int64_t bytes) {
   return random_values(DType::bf16, (bytes + 1) / 2);
 }
@@ -33,6 +47,7 @@ void* random_codes(int64_t bytes) {
 // Each variant, and the one that is chosen by itself.
 double best_of(const char* title, const Int8GemmArgs& args, double ops, double bf16_us) {
   double best = 1e30;
+  if (!is_wanted(options.only, title)) return best;
   const auto report = [&](const char* name, double seconds, const std::function<void(Stream)>& product) {
     std::printf("  %-22s %-36s", title, name);  // before, so that one that hangs shows
     std::fflush(stdout);
@@ -41,20 +56,21 @@ double best_of(const char* title, const Int8GemmArgs& args, double ops, double b
     std::fflush(stdout);
     return us;
   };
-  const char* skipped = std::getenv("MOEBIUS_SKIP_VARIANTS");
   for (const Int8Variant* variant : int8_variants(args)) {
-    if (skipped != nullptr && std::strstr(name_of(*variant), skipped) != nullptr) continue;
-    best = std::min(best,
-                    report(name_of(*variant), 0.02, [&](Stream s) { run_int8_variant(*variant, args, s); }));
+    if (!is_wanted(options.variant, name_of(*variant))) continue;
+    best = std::min(best, report(name_of(*variant), options.seconds,
+                                 [&](Stream s) { run_int8_variant(*variant, args, s); }));
   }
-  report("chosen", 0.04, [&](Stream s) { int8_gemm(args, s); });
+  if (is_wanted(options.variant, "chosen"))
+    report("chosen", options.seconds, [&](Stream s) { int8_gemm(args, s); });
   return best;
 }
 
 double bf16_best(const char* title, const GroupedGemmArgs& args, double flops) {
   double best = 1e30;
+  if (!is_wanted(options.only, title) || options.variant != nullptr) return best;
   for (const GroupedVariant* variant : grouped_variants(args)) {
-    const double us = sustained_us([&](Stream s) { run_variant(*variant, args, s); }, 0.05);
+    const double us = sustained_us([&](Stream s) { run_variant(*variant, args, s); }, options.seconds);
     std::printf("  %-22s bf16 %-31s %9.1f us %7.1f TFLOP/s\n", title, name_of(*variant), us,
                 flops / us / 1e6);
     std::fflush(stdout);
@@ -92,6 +108,7 @@ Int8RowsArgs rows_args(const void* x, void* codes, float* scales, int64_t rows, 
   args.num_rows = rows;
   args.width = args.x_stride = args.codes_stride = width;
   args.dtype = DType::bf16;
+  args.product_follows = true;
   return args;
 }
 
@@ -117,7 +134,7 @@ void bench_dense(int64_t m, int64_t n, int64_t k) {
   bf.dtype = bf.out_dtype = DType::bf16;
   const double bf_us = bf16_best("product", bf, ops);
   const Int8RowsArgs quantise = rows_args(x, x8, x_scales, m, k);
-  const double rows_us = sustained_us([&](Stream s) { int8_rows(quantise, s); }, 0.02);
+  const double rows_us = sustained_us([&](Stream s) { int8_rows(quantise, s); }, options.seconds);
   std::printf("  quantising %.1f us, %.2f TB/s\n", rows_us, 3.0 * static_cast<double>(m * k) / rows_us / 1e6);
   Int8GemmArgs args{};
   args.a = static_cast<const uint8_t*>(x8);
@@ -137,7 +154,7 @@ void bench_dense(int64_t m, int64_t n, int64_t k) {
         int8_rows(quantise, s);
         int8_gemm(args, s);
       },
-      0.05);
+      options.seconds);
   std::printf("  with quantising: %.1f us, %.2f x our bf16\n", both, bf_us / both);
   std::fflush(stdout);
 }
@@ -253,8 +270,9 @@ void bench_shape(const Shape& s) {
   best_of("grad down", args(rows8, row_scales, w28t, s1, act, F, D), down, bf_grad);
   best_of("grad up", args(wide8, row_scales, w18t, s2, rows, D, 2 * F), up, bf_grad_up);
 
+  if (options.only != nullptr) return;
   const auto pass = [&](const char* title, double bytes, const std::function<void(Stream)>& body) {
-    const double us = sustained_us(body, 0.02);
+    const double us = sustained_us(body, options.seconds);
     std::printf("  %-40s %9.1f us %6.2f TB/s\n", title, us, bytes / us / 1e6);
     std::fflush(stdout);
     return us;
@@ -334,16 +352,20 @@ void bench_shape(const Shape& s) {
 
 int main(int count, char** names) {
   using namespace moebius::kernels::cuda;
-  const auto wanted = [&](const char* name) {
-    if (count == 1) return true;
-    for (int i = 1; i < count; ++i)
-      if (std::strcmp(names[i], name) == 0) return true;
-    return false;
-  };
-  if (wanted("dense")) {
-    for (const int64_t m : {1, 4, 16, 64, 256, 1024, 4096}) bench_dense(m, 4096, 4096);
-    bench_dense(4096, 14336, 4096);
+  int first = 1;
+  for (; first + 1 < count && std::strncmp(names[first], "--", 2) == 0; first += 2) {
+    if (std::strcmp(names[first], "--seconds") == 0) options.seconds = std::atof(names[first + 1]);
+    if (std::strcmp(names[first], "--only") == 0) options.only = names[first + 1];
+    if (std::strcmp(names[first], "--variant") == 0) options.variant = names[first + 1];
   }
+  const auto wanted = [&](const std::string& name) {
+    return first == count ||
+           std::any_of(names + first, names + count, [&](const char* each) { return name == each; });
+  };
+  for (const int64_t m : {1, 4, 16, 64, 256, 1024, 4096})
+    if (wanted("dense") || (first < count && wanted("dense-" + std::to_string(m))))
+      bench_dense(m, 4096, 4096);
+  if (wanted("dense")) bench_dense(4096, 14336, 4096);
   for (const Shape& shape : kShapes)
     if (wanted(shape.name)) bench_shape(shape);
   return 0;

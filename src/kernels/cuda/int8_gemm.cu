@@ -76,11 +76,16 @@ void run_int8_variant(const Int8Variant& v, const Int8GemmArgs& args, Stream str
   check_sizes(args);
   Int8KernelParams p{};
   const Int8Tile& tile = v.tile;
-  const int32_t rows = tile.rows, columns = tile.columns * (tile.pairs ? 2 : 1);
+  const int32_t rows = tile.rows, columns = tile.columns * tile.blocks;
   p.tiles.tile = {rows, columns};
   p.tiles.columns = static_cast<int32_t>(args.n);
+  const int64_t mean_rows = ceil_div(args.num_rows, args.num_groups);
   // The side with fewer tiles is walked first, so that what is in flight shares most.
-  p.tiles.rows_first = ceil_div(ceil_div(args.num_rows, args.num_groups), rows) <= ceil_div(args.n, columns);
+  p.tiles.rows_first = ceil_div(mean_rows, rows) <= ceil_div(args.n, columns);
+  p.most_tiles = static_cast<int32_t>(
+      ceil_div(args.n, columns) *
+      (args.offsets == nullptr ? ceil_div(args.num_rows, rows) : args.num_rows / rows + args.num_groups));
+  p.spread = mean_rows <= 64;
   p.offsets = args.offsets;
   p.num_groups = static_cast<int32_t>(args.num_groups);
   p.num_rows = static_cast<int32_t>(args.num_rows);
@@ -97,13 +102,13 @@ void run_int8_variant(const Int8Variant& v, const Int8GemmArgs& args, Stream str
                                              : Int8Output::f32;
   p.out = args.sums != nullptr ? static_cast<void*>(args.sums) : args.out;
   p.gate_up = args.gate_up;
-  p.staged = p.output == Int8Output::bf16 && args.bias == nullptr && args.n % (args.swiglu ? 16 : 8) == 0 &&
-             aligned(args.out) && aligned(args.gate_up);
+  p.whole = p.output == Int8Output::bf16 && args.bias == nullptr && args.n % (args.swiglu ? 16 : 8) == 0 &&
+            aligned(args.out) && aligned(args.gate_up);
   p.scale_index = args.scale_index;
   p.divisor = fast_divisor(args.index_divisor);
   const int64_t code_rows = args.scale_index == nullptr ? args.num_a_rows : args.num_rows;
   p.a = tensor_map(args.a, 1, padded_k, code_rows, args.digits, args.a_stride, code_rows * args.a_stride,
-                   tile.rows / (tile.pairs ? 2 : 1));
+                   tile.rows / tile.blocks);
   p.b =
       tensor_map(args.b, 1, padded_k, padded_n, args.num_groups, padded_k, padded_n * padded_k, tile.columns);
   v.launch(p, cuda_stream(stream));

@@ -2,6 +2,8 @@
 // and its siblings).
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/cuda/int8_kernel.cuh"
 #include "kernels/cuda/int8_multiply.cuh"
 #include "kernels/cuda/launch.cuh"
@@ -31,7 +33,8 @@ void launch_int8(const Int8KernelParams& params, cudaStream_t stream) {
       cudaFuncSetAttribute(int8_kernel<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, K::kSharedBytes);
   MOEBIUS_CUDA_CHECK(kPrepared);
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(num_multiprocessors() / K::kBlocks * K::kBlocks));
+  const int32_t clusters = std::min(num_multiprocessors() / K::kBlocks, params.most_tiles);
+  config.gridDim = dim3(static_cast<unsigned>(clusters * K::kBlocks));
   config.blockDim = dim3(K::kThreads);
   config.dynamicSmemBytes = K::kSharedBytes;
   config.stream = stream;
@@ -48,7 +51,7 @@ void launch_int8(const Int8KernelParams& params, cudaStream_t stream) {
 
 template <class K>
 constexpr Int8Variant int8_variant(const char* name) {
-  return {name,          {K::kRows, K::kColumns, K::kPingpong, K::kPairs},
+  return {name,          {K::kRows, K::kColumns, K::kPingpong, K::kBlocks},
           K::kSwiglu,    K::kDigits,
           K::kMaxGroups, launch_int8<K>};
 }

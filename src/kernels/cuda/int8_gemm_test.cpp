@@ -7,6 +7,7 @@
 #include <cstring>
 #include <random>
 
+#include "kernels/cuda/check.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/test_device.h"
 
@@ -252,6 +253,71 @@ TEST(CudaInt8Gemm, blocks_take_many_tiles) {
   Int8Problem({{180, 12, 129}, 400, 2560}).check();
   Int8Problem({{180, 12, 129}, 400, 2560, true}).check();
   Int8Problem({{1100}, 3200, 128}).check();
+}
+
+// Few rows: each block begins its sums elsewhere, and more stages follow than the ring has.
+TEST(CudaInt8Gemm, few_rows_have_long_sums) {
+  MOEBIUS_NEEDS_HOPPER();
+  for (const int32_t rows : {1, 16, 64}) {
+    Int8Problem({{rows}, 520, 2600}).check();
+    Int8Problem({{rows, 0, rows}, 136, 3000, true}).check();
+    if (testing::Test::HasFailure()) return;
+  }
+}
+
+// A product may begin while its rows are still rounded, and the next rounding before the product has ended:
+// what is queued without a pause gives the bits of what waits for each kernel.
+TEST(CudaInt8Gemm, products_wait_for_the_rows_that_they_read) {
+  MOEBIUS_NEEDS_HOPPER();
+  constexpr int64_t kRounds = 30, kN = 1024, kK = 2048;
+  for (const int64_t rows : {1, 64, 700}) {
+    const Values x = Values::normal(DType::bf16, kRounds * rows * kK, 3),
+                 w = Values::normal(DType::bf16, kN * kK, 4);
+    const Integers<uint8_t> codes(rows * kK), w_codes(kN * kK);
+    const Values scales(DType::f32, rows), w_scales(DType::f32, kN);
+    const auto rounded = [](const void* from, const Integers<uint8_t>& to, const Values& to_scales,
+                            int64_t count) {
+      Int8RowsArgs args{};
+      args.x = from;
+      args.index_divisor = 1;
+      args.codes = to.data();
+      args.scales = to_scales.floats();
+      args.num_rows = count;
+      args.width = args.x_stride = args.codes_stride = kK;
+      args.dtype = DType::bf16;
+      return args;
+    };
+    int8_rows(rounded(w.data(), w_codes, w_scales, kN), nullptr);
+    Int8GemmArgs product{};
+    product.a = codes.data();
+    product.a_scales = scales.floats();
+    product.index_divisor = 1;
+    product.b = reinterpret_cast<const int8_t*>(w_codes.data());
+    product.b_scales = w_scales.floats();
+    product.num_groups = 1;
+    product.num_rows = product.num_a_rows = rows;
+    product.n = kN;
+    product.k = product.a_stride = kK;
+    product.out_dtype = DType::bf16;
+    for (const Int8Variant* variant : int8_variants(product)) {
+      SCOPED_TRACE(name_of(*variant));
+      const auto all_rounds = [&](bool waits) {
+        const Values out(DType::bf16, kRounds * rows * kN);
+        for (int64_t round = 0; round < kRounds; ++round) {
+          Int8RowsArgs args =
+              rounded(static_cast<const char*>(x.data()) + round * rows * kK * 2, codes, scales, rows);
+          args.product_follows = !waits;
+          int8_rows(args, nullptr);
+          if (waits) MOEBIUS_CUDA_CHECK(cudaDeviceSynchronize());
+          product.out = static_cast<char*>(out.data()) + round * rows * kN * 2;
+          run_int8_variant(*variant, product, nullptr);
+          if (waits) MOEBIUS_CUDA_CHECK(cudaDeviceSynchronize());
+        }
+        return out.host();
+      };
+      EXPECT_EQ(all_rounds(false), all_rounds(true)) << rows << " rows";
+    }
+  }
 }
 
 }  // namespace

@@ -2,7 +2,8 @@
 // warp-specialised form of grouped_kernel.cuh with signed bytes (a stage has as many bytes, twice the depth)
 // and 32-bit sums. Besides that one's tiles it has tiles of 64 rows and few columns for few rows, pairs of
 // blocks that share the rows of two neighbouring column tiles (by multicast of the copy engine), since at
-// twice the rate of bf16 the second-level cache limits tiles that are copied by each block alone, and
+// twice the rate of bf16 the second-level cache limits tiles that are copied by each block alone (four
+// blocks where there are few rows and narrow tiles), and
 // activations of two digits: the two 64-row parts of a warpgroup then are the two digits of the same rows.
 // Rows are not gathered here: a form that did was 10 to 25 % slower than this one, and copying codes is
 // cheaper than that (docs/benchmarks/gpu-kernel-notes.md).
@@ -26,6 +27,8 @@ enum class Int8Output : uint8_t { bf16, f32, sums };
 struct Int8KernelParams {
   CUtensorMap a, b;  // bytes: (digits, rows, stride), (groups, padded n, padded k)
   GroupedTiles tiles;
+  int32_t most_tiles;      // of a cluster; at most so many there are
+  bool spread;             // blocks begin their sums at different places (few rows, which all of them read)
   const int32_t* offsets;  // (G + 1); null: one group of num_rows
   int32_t num_groups, num_rows;
   int32_t sum;  // padded k
@@ -37,19 +40,18 @@ struct Int8KernelParams {
   const int32_t* scale_index;  // the scale of row r is that of row scale_index[r] / divisor; null: of row r
   FastDivisor divisor;
   Int8Output output;
-  bool staged;    // bf16 without bias, rows of the outputs are multiples of 16 bytes, aligned
+  bool whole;     // bf16 without bias, rows of the outputs are multiples of 16 bytes, aligned
   void* out;      // (R, n) of `output`'s type; with SwiGLU (R, n / 2)
   void* gate_up;  // with SwiGLU: (R, n) bf16, or null
 };
 
 // A block is three warpgroups: one copies, two multiply (`PINGPONG`: each its own tile, in turns; else 64
 // rows each of one).
-template <int ROWS, int COLUMNS, bool PINGPONG, bool SWIGLU, int DIGITS = 1, bool PAIRS = false>
+template <int ROWS, int COLUMNS, bool PINGPONG, bool SWIGLU, int DIGITS = 1, int BLOCKS = 1>
 struct Int8Kernel {
   static constexpr int kRows = ROWS, kColumns = COLUMNS, kDepth = 128, kDigits = DIGITS;
   static constexpr bool kPingpong = PINGPONG, kSwiglu = SWIGLU;
-  static constexpr bool kPairs = PAIRS;
-  static constexpr int kBlocks = PAIRS ? 2 : 1;  // of a cluster
+  static constexpr int kBlocks = BLOCKS;  // of a cluster
   static constexpr int kBytesA = ROWS * DIGITS * kDepth, kBytesB = COLUMNS * kDepth,
                        kStageBytes = kBytesA + kBytesB;
   static constexpr int kStagingBytes = 8 * 2048;  // a chunk of 16 rows of 128 bytes for each multiplying warp
@@ -64,6 +66,7 @@ struct Int8Kernel {
   static constexpr int kCopied = kBytesA + kBytesB;
   static_assert(PINGPONG ? (DIGITS == 1 || ROWS == 64) : (ROWS == 128 && DIGITS == 1));
   static_assert(kStages >= 4);
+  static_assert(BLOCKS == 1 || ((BLOCKS == 2 || BLOCKS == 4) && DIGITS == 1));
 };
 
 template <class K>
@@ -88,25 +91,31 @@ struct Int8Block {
   }
 };
 
-// One stage through the copy engine. Of the rows that a cluster shares each block brings one half, to both.
+// The rows and the weights of a stage through the copy engine. Of the rows that a cluster shares each block
+// brings its part, to all.
 template <class K>
-__device__ __forceinline__ void copy_int8_stage(const Int8Block<K>& b, int stage, uint32_t full, int32_t row,
-                                                int32_t group, int32_t column, int32_t depth) {
-  constexpr uint16_t kBoth = 3;
-  const uint32_t to_a = b.stage_a(stage), to_b = b.stage_b(stage);
-  if constexpr (K::kPairs) {
-    static_assert(K::kDigits == 1);
-    constexpr int kHalf = K::kRows / 2;
-    copy_box_to(to_a + b.rank * kHalf * K::kDepth, &b.p.a, full, depth, row + b.rank * kHalf, 0, kBoth);
+__device__ __forceinline__ void copy_int8_rows(const Int8Block<K>& b, int stage, int32_t row, int32_t depth) {
+  const uint32_t to = b.stage_a(stage), full = b.full + 8 * stage;
+  if constexpr (K::kBlocks > 1) {
+    constexpr int kPart = K::kRows / K::kBlocks;
+    constexpr uint16_t kAll = (1 << K::kBlocks) - 1;
+    copy_box_to(to + b.rank * kPart * K::kDepth, &b.p.a, full, depth, row + b.rank * kPart, 0, kAll);
   } else {
 #pragma unroll
     for (int digit = 0; digit < K::kDigits; ++digit)
-      copy_box(to_a + digit * K::kRows * K::kDepth, &b.p.a, full, depth, row, digit);
+      copy_box(to + digit * K::kRows * K::kDepth, &b.p.a, full, depth, row, digit);
   }
-  copy_box(to_b, &b.p.b, full, depth, column, group);
+}
+template <class K>
+__device__ __forceinline__ void copy_int8_weights(const Int8Block<K>& b, int stage, int32_t group,
+                                                  int32_t column, int32_t depth) {
+  const uint32_t full = b.full + 8 * stage;
+  barrier_expect(full, K::kCopied);
+  copy_box(b.stage_b(stage), &b.p.b, full, depth, column, group);
 }
 
-// One warp, of which lane 0 starts the copies.
+// One warp, of which lane 0 starts the copies. The weights of the first stages are asked for while the kernel
+// before, which makes the codes of the rows, still runs.
 template <class K>
 __device__ __forceinline__ void copy_int8_tiles(const Int8Block<K>& b, int lane) {
   Ring<K> ring;
@@ -116,12 +125,23 @@ __device__ __forceinline__ void copy_int8_tiles(const Int8Block<K>& b, int lane)
     const TilePlace tile = tile_at(b.p.tiles, b.starts, number, group);
     group = tile.group;
     const int32_t row = b.rows_of(group).begin + b.row_of(tile), column = b.column_of(tile);
+    // Where the sum begins: all blocks at once would ask for the same lines of few rows.
+    const int32_t start = b.p.spread ? number % depth : 0;
+    const auto place = [&](int32_t d) {
+      const int32_t at = start + d;
+      return (at < depth ? at : at - depth) * K::kDepth;
+    };
+    const int32_t early = number == b.first ? min(depth, static_cast<int32_t>(K::kStages)) : 0;
+    if (number == b.first) {
+      if (lane == 0)
+        for (int32_t d = 0; d < early; ++d) copy_int8_weights(b, d, group, column, place(d));
+      wait_for_kernel_before();
+    }
     for (int32_t d = 0; d < depth; ++d, ring.next()) {
       barrier_wait(b.empty + 8 * ring.stage, ring.parity ^ 1);
       if (lane == 0) {
-        const uint32_t full = b.full + 8 * ring.stage;
-        barrier_expect(full, K::kCopied);
-        copy_int8_stage(b, ring.stage, full, row, group, column, d * K::kDepth);
+        if (d >= early) copy_int8_weights(b, ring.stage, group, column, place(d));
+        copy_int8_rows(b, ring.stage, row, place(d));
       }
       __syncwarp();
     }

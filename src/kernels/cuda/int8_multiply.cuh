@@ -21,9 +21,10 @@ __device__ __forceinline__ void multiply_int8_tiles(const Int8Block<K>& b, int w
   const uint64_t first_a = operand(b.stage_a(0) + (K::kPingpong ? 0 : worker * kPartBytes), 8192, 1024);
   const uint64_t first_b = operand(b.stage_b(0), 8192, 1024);
   const auto release = [&](int stage) {
-    if (lane == 0) {
-      barrier_arrive(b.empty + 8 * stage);
-      if constexpr (K::kBlocks == 2) barrier_arrive_at(b.empty + 8 * stage, b.rank ^ 1);
+    if constexpr (K::kBlocks == 1) {
+      if (lane == 0) barrier_arrive(b.empty + 8 * stage);
+    } else {
+      if (lane < K::kBlocks) barrier_arrive_at(b.empty + 8 * stage, lane);
     }
   };
   Ring<K> ring;
@@ -90,15 +91,18 @@ __device__ __forceinline__ void multiply_int8_tiles(const Int8Block<K>& b, int w
     for (int h = 0; h < kResults; ++h)
       places[h] = place_of_part<K>(b.p, rows, group, row + 64 * h, column, warp);
     column_scales_are_there();
-    if (K::kColumns % 64 == 0 && b.p.staged) {
-      PackedSums<K::kColumns> packed[kResults];
+    constexpr bool kPacks = K::kColumns % (K::kSwiglu ? 64 : 32) == 0;
+    if (kPacks && b.p.whole) {
+      if constexpr (kPacks) {
+        PackedSums<K::kColumns> packed[kResults];
 #pragma unroll
-      for (int h = 0; h < kResults; ++h)
-        packed[h] = pack_int8_part<K>(reinterpret_cast<const Digits&>(sums[h]),
-                                      row_scales<K>(row_scale, h, lane), staging, lane);
+        for (int h = 0; h < kResults; ++h)
+          packed[h] = pack_int8_part<K>(reinterpret_cast<const Digits&>(sums[h]),
+                                        row_scales<K>(row_scale, h, lane), staging, lane);
 #pragma unroll
-      for (int h = 0; h < kResults; ++h)
-        if (!places[h].is_empty()) store_packed_part<K>(b.p, packed[h], staging, places[h], lane);
+        for (int h = 0; h < kResults; ++h)
+          if (!places[h].is_empty()) store_packed_part<K>(b.p, packed[h], staging, places[h], lane);
+      }
     } else {
 #pragma unroll
       for (int h = 0; h < kResults; ++h) {
@@ -126,7 +130,6 @@ __global__ void __launch_bounds__(K::kThreads, 1) int8_kernel(const __grid_const
     }
     barrier_init_fence();
   }
-  wait_for_kernel_before();  // which made what is read from here on
   if (thread < 32) {
     number_tiles(
         p.tiles, p.num_groups,
@@ -136,7 +139,7 @@ __global__ void __launch_bounds__(K::kThreads, 1) int8_kernel(const __grid_const
         starts, thread);
   }
   __syncthreads();
-  if constexpr (K::kBlocks == 2) cluster_sync();  // the other block's barriers are ready
+  if constexpr (K::kBlocks > 1) cluster_sync();  // the other blocks' barriers are ready
   const Int8Block<K> block{p,
                            base,
                            staging,
@@ -152,10 +155,15 @@ __global__ void __launch_bounds__(K::kThreads, 1) int8_kernel(const __grid_const
     if (thread < 32) copy_int8_tiles(block, thread);
   } else {
     more_registers<232>();
+    // The kernel before has made the codes and scales of the rows. Weights, offsets and the order of the
+    // tiles were there before it (Int8RowsArgs::product_follows).
+    wait_for_kernel_before();
+    allow_next_kernel();
     multiply_int8_tiles(block, worker - 1, thread % 128);
   }
-  // The other block may still copy to this one's memory and arrive at its barriers.
-  if constexpr (K::kBlocks == 2) cluster_sync();
+  wait_for_kernel_before();  // blocks without tiles end after it too
+  // The other blocks may still copy to this one's memory and arrive at its barriers.
+  if constexpr (K::kBlocks > 1) cluster_sync();
 #endif
 }
 

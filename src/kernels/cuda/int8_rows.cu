@@ -39,6 +39,7 @@ struct RowsParams {
   const float* column_scales;
   const int32_t* offsets;
   int num_groups;
+  bool product_follows;
 };
 
 // Group of a sorted row, by a whole warp.
@@ -57,7 +58,8 @@ __device__ __forceinline__ int group_of_row(const int32_t* offsets, int num_grou
 template <class T, int N, int CHUNKS, int DIGITS>
 __global__ void __launch_bounds__(256) int8_rows_kernel(const T* __restrict__ x, const RowsParams p) {
   __shared__ uint32_t shared[8];
-  allow_next_kernel();  // the product that takes the codes, which waits for them
+  wait_for_kernel_before();
+  if (p.product_follows) allow_next_kernel();  // it waits for the codes
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   const bool counts = row < p.num_rows && (p.valid_rows == nullptr || row < *p.valid_rows);
   int64_t source = row;
@@ -168,6 +170,21 @@ __global__ void __launch_bounds__(256)
   out[i] = column >= n ? 0.0f : scales[one_scale ? 0 : group * n + column];
 }
 
+// May begin before the kernel before it in the stream has ended, where that one allows it.
+template <class Kernel, class... Args>
+void launch_behind(Kernel* kernel, int blocks, dim3 block, cudaStream_t stream, Args... args) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = block;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = compute_major() >= 9 ? 1 : 0;
+  MOEBIUS_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args...));
+}
+
 }  // namespace
 
 void int8_rows(const Int8RowsArgs& a, Stream stream) {
@@ -192,6 +209,7 @@ void int8_rows(const Int8RowsArgs& a, Stream stream) {
   p.column_scales = a.column_scales;
   p.offsets = a.offsets;
   p.num_groups = static_cast<int>(a.num_groups);
+  p.product_follows = a.product_follows;
   with_dtype(a.dtype, [&]<class T>(T) {
     const bool strides_fit =
         a.x_stride % (16 / static_cast<int64_t>(sizeof(T))) == 0 && a.codes_stride % 16 == 0;
@@ -203,8 +221,8 @@ void int8_rows(const Int8RowsArgs& a, Stream stream) {
       const int blocks = grid_size(ceil_div(a.num_rows, block.y));
       with_chunks(shape.chunks_per_thread, [&]<int CHUNKS>(Constant<CHUNKS>) {
         const auto launch = [&]<int DIGITS>(Constant<DIGITS>) {
-          int8_rows_kernel<T, N, CHUNKS, DIGITS>
-              <<<blocks, block, 0, cuda_stream(stream)>>>(static_cast<const T*>(a.x), p);
+          launch_behind(int8_rows_kernel<T, N, CHUNKS, DIGITS>, blocks, block, cuda_stream(stream),
+                        static_cast<const T*>(a.x), p);
         };
         a.digits == 2 ? launch(Constant<2>{}) : launch(Constant<1>{});
       });

@@ -10,7 +10,7 @@ namespace moebius::kernels::cuda {
 struct Int8Tile {
   int32_t rows, columns;  // of a block
   bool pingpong;
-  bool pairs;  // of blocks that share the rows of two neighbouring column tiles
+  int32_t blocks = 1;  // 1, 2 or 4, a cluster, that share the rows of as many neighbouring column tiles
 };
 
 struct Int8Sizes {
@@ -29,7 +29,7 @@ inline double int8_cycles(const Int8Tile& tile, const Int8Sizes& size, int multi
   constexpr double kStageCycles = 80;  // barriers and instructions of a stage of 128 values
   // For each result that a warpgroup writes, alone and beside the other one's multiplying.
   const double result_cycles = tile.pingpong ? 0.65 : 0.3;
-  const double blocks = tile.pairs ? 2 : 1;
+  const double blocks = tile.blocks;
   const double rows = tile.rows, columns = tile.columns * blocks;
   const double groups = std::max(1.0, std::min(size.groups, size.rows)), mean = size.rows / groups;
   // A group's last tile is half full on average, once there are several.

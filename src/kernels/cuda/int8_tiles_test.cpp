@@ -15,10 +15,10 @@ struct NamedTile {
   std::string name;
   Int8Tile tile;
 };
-const std::vector<NamedTile> kTiles = {{"128x192", {128, 192, true, false}},
-                                       {"128x256", {128, 256, false, false}},
-                                       {"64x128", {64, 128, true, false}},
-                                       {"64x32", {64, 32, true, false}}};
+const std::vector<NamedTile> kTiles = {{"128x192", {128, 192, true, 1}},
+                                       {"128x256", {128, 256, false, 1}},
+                                       {"64x128", {64, 128, true, 1}},
+                                       {"64x32", {64, 32, true, 1}}};
 
 std::string fastest(const Int8Sizes& size) {
   std::string name;
@@ -52,7 +52,7 @@ TEST(Int8Tiles, groups_of_few_rows_do_not_compute_tiles_of_many) {
 }
 
 TEST(Int8Tiles, pairs_read_less_and_may_compute_columns_for_nothing) {
-  const Int8Tile alone{128, 128, true, false}, pairs{128, 128, true, true};
+  const Int8Tile alone{128, 128, true, 1}, pairs{128, 128, true, 2};
   EXPECT_LT(int8_cycles(pairs, {65536, 8, 28672, 4096}, kMultiprocessors),
             int8_cycles(alone, {65536, 8, 28672, 4096}, kMultiprocessors));
   EXPECT_GT(int8_cycles(pairs, {65536, 8, 128, 4096}, kMultiprocessors),

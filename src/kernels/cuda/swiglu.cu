@@ -43,8 +43,9 @@ __global__ void __launch_bounds__(256)
   store_pack(out + at, pack_of<T, N>(y));
 }
 
-// A block is (threads of a row, rows).
-template <class T, int N>
+// A block is (threads of a row, rows). A thread has kInFlight accesses under way: of one row, or, where a row
+// is one access of each thread, of ROWS rows. Nothing that is loaded waits for the number of valid rows.
+template <class T, int N, int ROWS>
 __global__ void __launch_bounds__(256, 4)
     swiglu_backward_kernel(const T* gate_up,                        // (R, 2F)
                            const T* grad_out,                       // (R, F)
@@ -55,60 +56,73 @@ __global__ void __launch_bounds__(256, 4)
                            float* __restrict__ grad_row_scale,      // (R) out, or null
                            const int32_t* __restrict__ valid_rows,  // (1) or null
                            int64_t num_rows, int width) {
-  __shared__ float shared[8 * 32];
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
-  const bool present = row < num_rows;
-  const bool valid = present && (valid_rows == nullptr || row < *valid_rows);
-  const int64_t slot = valid && slots != nullptr ? slots[row] : row;
-  const float scale = valid && row_scale != nullptr ? row_scale[slot] : 1.0f;
-  const int64_t begin = row * width;
-  float dot[1] = {0.0f};
-  if (valid) {
+  static_assert(ROWS == 1 || ROWS == kInFlight);
+  __shared__ float shared[8 * 32 * ROWS];
+  const int step = static_cast<int>(blockDim.x) * N;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * (blockDim.y * ROWS) + threadIdx.y;
+  const int64_t num_valid = valid_rows == nullptr ? num_rows : *valid_rows;
+  const auto row_at = [&](int r) { return first_row + r * static_cast<int>(blockDim.y); };
+  int64_t slot[ROWS];
+  float scale[ROWS], dot[ROWS];
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r) {
+    slot[r] = row_at(r);
+    if (slots != nullptr && row_at(r) < num_rows) slot[r] = slots[row_at(r)];
+    dot[r] = 0.0f;
+  }
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r)
+    scale[r] = row_scale != nullptr && row_at(r) < num_rows && slot[r] >= 0 ? row_scale[slot[r]] : 1.0f;
+  for (int first = threadIdx.x * N; first < width; first += (kInFlight / ROWS) * step) {
     // All loads of a round before its stores: where outputs replace inputs, the compiler may not reorder
     // them.
-    for (int first = threadIdx.x * N; first < width; first += kInFlight * blockDim.x * N) {
-      TwoChunks<T, N> pairs[kInFlight];
-      Pack<T, N> grads[kInFlight];
+    TwoChunks<T, N> pairs[kInFlight];
+    Pack<T, N> grads[kInFlight];
+    const auto place = [&](int c, int& column) {
+      column = ROWS == 1 ? first + c * step : first;
+      const int64_t row = row_at(ROWS == 1 ? 0 : c);
+      return column < width && row < num_rows ? row * width + column : -1;
+    };
 #pragma unroll
-      for (int c = 0; c < kInFlight; ++c) {
-        const int column = first + c * blockDim.x * N;
-        if (column < width) {
-          pairs[c].load(gate_up + 2 * (begin + column));
-          grads[c] = load_pack<T, N>(grad_out + begin + column);
-        }
-      }
-#pragma unroll
-      for (int c = 0; c < kInFlight; ++c) {
-        const int column = first + c * blockDim.x * N;
-        if (column >= width) continue;
-        float x[2 * N], g[N], act[N];
-        pairs[c].unpack_to(x);
-        unpack(grads[c], g);
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-          const float gate = x[2 * i], up = x[2 * i + 1], s = sigmoid<T>(gate), silu = gate * s;
-          act[i] = silu * up;
-          dot[0] += g[i] * act[i];
-          const float grad = scale * g[i];
-          x[2 * i] = grad * up * (s + silu * (1.0f - s));
-          x[2 * i + 1] = grad * silu;
-          act[i] *= scale;
-        }
-        TwoChunks<T, N>::store(grad_gate_up + 2 * (begin + column), x);
-        if (act_scaled != nullptr) store_pack(act_scaled + begin + column, pack_of<T, N>(act));
-      }
+    for (int c = 0; c < kInFlight; ++c) {
+      int column;
+      const int64_t at = place(c, column);
+      if (at < 0) continue;
+      pairs[c].load(gate_up + 2 * at);
+      grads[c] = load_pack<T, N>(grad_out + at);
     }
-  } else if (present) {
-    for (int column = threadIdx.x * N; column < width; column += blockDim.x * N) {
-      const int64_t at = begin + column;
-      store_pack(grad_gate_up + 2 * at, zero_pack<T, N>());
-      store_pack(grad_gate_up + 2 * at + N, zero_pack<T, N>());
-      if (act_scaled != nullptr) store_pack(act_scaled + at, zero_pack<T, N>());
+#pragma unroll
+    for (int c = 0; c < kInFlight; ++c) {
+      int column;
+      const int64_t at = place(c, column);
+      if (at < 0) continue;
+      constexpr auto kRowOf = [](int each) { return ROWS == 1 ? 0 : each; };
+      const bool valid = row_at(kRowOf(c)) < num_valid;
+      float x[2 * N], g[N], act[N];
+      pairs[c].unpack_to(x);
+      unpack(grads[c], g);
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const float gate = x[2 * i], up = x[2 * i + 1], s = sigmoid<T>(gate), silu = gate * s;
+        act[i] = silu * up;
+        if (valid) dot[kRowOf(c)] += g[i] * act[i];
+        const float grad = scale[kRowOf(c)] * g[i];
+        x[2 * i] = valid ? grad * up * (s + silu * (1.0f - s)) : 0.0f;
+        x[2 * i + 1] = valid ? grad * silu : 0.0f;
+        act[i] = valid ? act[i] * scale[kRowOf(c)] : 0.0f;
+      }
+      TwoChunks<T, N>::store(grad_gate_up + 2 * at, x);
+      if (act_scaled != nullptr) store_pack(act_scaled + at, pack_of<T, N>(act));
     }
   }
   if (grad_row_scale == nullptr) return;
   sum_row(dot, shared);
-  if (threadIdx.x == 0 && (slots == nullptr ? present : valid)) grad_row_scale[slot] = dot[0];
+#pragma unroll
+  for (int r = 0; r < ROWS; ++r) {
+    const int64_t row = row_at(r);
+    if (threadIdx.x == 0 && row < num_rows && (slots == nullptr || row < num_valid))
+      grad_row_scale[slot[r]] = dot[r];
+  }
 }
 
 }  // namespace
@@ -138,11 +152,14 @@ void swiglu_backward(const SwigluBackwardArgs& a, Stream stream) {
     with_vector<T>(elements, [&]<int N>(Constant<N>) {
       const RowShape shape = row_shape(std::max<int64_t>(1, a.width / N), 4, 256);
       const dim3 block(shape.threads_per_row, shape.rows_per_block);
-      const int blocks = grid_size(ceil_div(a.num_rows, shape.rows_per_block));
-      swiglu_backward_kernel<T, N><<<blocks, block, 0, cuda_stream(stream)>>>(
-          static_cast<const T*>(a.gate_up), static_cast<const T*>(a.grad_out), a.row_scale, a.slots,
-          static_cast<T*>(a.grad_gate_up), static_cast<T*>(a.act_scaled), a.grad_row_scale, a.valid_rows,
-          a.num_rows, static_cast<int>(a.width));
+      const auto launch = [&]<int ROWS>(Constant<ROWS>) {
+        const int blocks = grid_size(ceil_div(a.num_rows, shape.rows_per_block * ROWS));
+        swiglu_backward_kernel<T, N, ROWS><<<blocks, block, 0, cuda_stream(stream)>>>(
+            static_cast<const T*>(a.gate_up), static_cast<const T*>(a.grad_out), a.row_scale, a.slots,
+            static_cast<T*>(a.grad_gate_up), static_cast<T*>(a.act_scaled), a.grad_row_scale, a.valid_rows,
+            a.num_rows, static_cast<int>(a.width));
+      };
+      shape.chunks_per_thread == 1 ? launch(Constant<kInFlight>{}) : launch(Constant<1>{});
       MOEBIUS_CUDA_CHECK_LAUNCH("swiglu_backward");
     });
   });
