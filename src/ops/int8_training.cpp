@@ -112,10 +112,10 @@ class Int8ExpertFfn : public torch::autograd::Function<Int8ExpertFfn> {
       gate_up_R2F = activated_rows(x_TD, gate_up.forward, routing, true).gate_up_R2F;
     }
     at::Tensor grad_act_RF = input_gradient(grad_y_TD, order_R, weights_TK.size(1), down, offsets_E1, dtype);
-    RowActivationGrads act = activate_rows_backward(std::move(gate_up_R2F), std::move(grad_act_RF),
-                                                    slots_to_rows(weights_TK, routing), routing);
+    RoutedActivationGrads act =
+        activate_routed_backward(std::move(gate_up_R2F), std::move(grad_act_RF), weights_TK, routing);
     at::Tensor grad_down_EDF, grad_gate_up_E2FD, grad_x_TD, grad_weights_TK;
-    if (ctx->needs_input_grad(3)) grad_weights_TK = rows_to_slots(act.row_scale_R, routing);
+    if (ctx->needs_input_grad(3)) grad_weights_TK = act.weights_TK;
     if (ctx->needs_input_grad(2))
       grad_down_EDF = grouped_mm_weight_grad(routed_rows_for(grad_y_TD, routing, down.transposed.n, true),
                                              {act.act_scaled_RF, {}, 1}, offsets_E1);
