@@ -4,10 +4,6 @@
 
 #include "kernels/cuda/grouped_kernel.cuh"
 
-#ifndef MOEBIUS_STORES
-#define MOEBIUS_STORES 2
-#endif
-
 namespace moebius::kernels::cuda {
 
 __device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
@@ -55,19 +51,6 @@ __device__ __forceinline__ void store_eight(uint4 x, __nv_bfloat16* to, bool add
 __device__ __forceinline__ void store_chunk(uint32_t staging, __nv_bfloat16* out, int64_t pitch, int rows,
                                             int columns, bool add, int lane) {
   const int chunk = lane % 8;
-#if MOEBIUS_STORES == 1
-  uint4 held[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int row = i * 4 + lane / 8;
-    held[i] = load_shared(staging + row * 128 + ((chunk ^ (row % 8)) * 16));
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int row = i * 4 + lane / 8;
-    if (row < rows && chunk * 8 < columns) store_eight(held[i], out + row * pitch + chunk * 8, add);
-  }
-#else
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int row = i * 4 + lane / 8;
@@ -75,7 +58,6 @@ __device__ __forceinline__ void store_chunk(uint32_t staging, __nv_bfloat16* out
     store_eight(load_shared(staging + row * 128 + ((chunk ^ (row % 8)) * 16)), out + row * pitch + chunk * 8,
                 add);
   }
-#endif
 }
 
 // Sums as bf16 pairs: pair 2 j + h holds columns 8 j + 2 (lane % 4) and the next of row lane / 4 + 8 h.
@@ -107,26 +89,6 @@ __device__ __forceinline__ uint4 turned(uint32_t a, uint32_t b, uint32_t c, uint
   return high ? uint4{u, v, c, d} : uint4{a, b, u, v};
 }
 
-// Straight from the registers: each lane turns what its quad has of a row into 16 bytes.
-template <int COLUMNS>
-__device__ __forceinline__ void store_turned(const PackedSums<COLUMNS>& sums, __nv_bfloat16* out,
-                                             int64_t pitch, int rows, int columns, bool add, int lane) {
-  static_assert(COLUMNS % 32 == 0);
-  const int quarter = lane % 4, row = lane / 4;
-  __nv_bfloat16* const first = out + row * pitch + 8 * quarter;
-  __nv_bfloat16* const second = first + 8 * pitch;
-#pragma unroll
-  for (int j = 0; j < COLUMNS / 8; j += 4) {
-    const uint32_t* at = sums.at + 2 * j;
-    const uint4 upper = turned(at[0], at[2], at[4], at[6], quarter),
-                lower = turned(at[1], at[3], at[5], at[7], quarter);
-    const bool inside = 8 * (j + quarter) < columns;
-    if (inside && row < rows) store_eight(upper, first + 8 * j, add);
-    if (inside && row + 8 < rows) store_eight(lower, second + 8 * j, add);
-  }
-}
-
-// Bits: which half of each word.
 __device__ __forceinline__ uint32_t low_halves(uint32_t a, uint32_t b) {
   return __byte_perm(a, b, 0x5410);
 }
@@ -139,9 +101,10 @@ __device__ __forceinline__ float activation_of(uint32_t pair) {
   return gate * sigmoid_of(gate) * high_half(pair);
 }
 
-template <int COLUMNS>
-__device__ __forceinline__ void store_turned_swiglu(const PackedSums<COLUMNS>& sums, __nv_bfloat16* act,
-                                                    int64_t pitch, int rows, int columns, int lane) {
+// WHOLE: all rows and columns are there.
+template <int COLUMNS, bool WHOLE>
+__device__ __forceinline__ void store_activations(const PackedSums<COLUMNS>& sums, __nv_bfloat16* act,
+                                                  int64_t pitch, int rows, int columns, int lane) {
   static_assert(COLUMNS % 64 == 0);
   const int quarter = lane % 4;
 #pragma unroll
@@ -160,18 +123,56 @@ __device__ __forceinline__ void store_turned_swiglu(const PackedSums<COLUMNS>& s
       const uint4 all = turned(word[0], word[1], word[2], word[3], quarter);
       const uint4 sorted{low_halves(all.x, all.y), low_halves(all.z, all.w), high_halves(all.x, all.y),
                          high_halves(all.z, all.w)};
-      if (row < rows && 4 * j + 8 * quarter < columns) *reinterpret_cast<uint4*>(to + 4 * j) = sorted;
+      if (WHOLE || (row < rows && 4 * j + 8 * quarter < columns))
+        *reinterpret_cast<uint4*>(to + 4 * j) = sorted;
     }
   }
+}
+
+// All 16 rows of a tile's part, all columns, nothing added: without a branch, so that a chunk's loads from
+// the staging area run while the one before it is stored and the next one is put there.
+template <int COLUMNS>
+__device__ __forceinline__ void store_whole(const PackedSums<COLUMNS>& sums, uint32_t staging,
+                                            __nv_bfloat16* out, int64_t pitch, int lane) {
+  constexpr int kChunks = COLUMNS / 64;
+  const int row = lane % 16, half = lane / 16, chunk = lane % 8;
+  uint32_t to[4], from[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int stored = i * 4 + lane / 8;
+    to[i] = staging + row * 128 + (((2 * i + half) ^ (row % 8)) * 16);
+    from[i] = staging + stored * 128 + ((chunk ^ (stored % 8)) * 16);
+  }
+  __nv_bfloat16* const first = out + (lane / 8) * pitch + chunk * 8;
+  uint4 held[2][4];
+  const auto store = [&](int c) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) *reinterpret_cast<uint4*>(first + 4 * i * pitch + 64 * c) = held[c % 2][i];
+  };
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t* at = sums.at + 16 * c + 4 * i;
+      store_matrices(to[i], at[0], at[1], at[2], at[3]);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) held[c % 2][i] = load_shared(from[i]);
+    if (c > 0) store(c - 1);
+  }
+  store(kChunks - 1);
 }
 
 template <int COLUMNS>
 __device__ __forceinline__ void store_bf16(const PackedSums<COLUMNS>& sums, uint32_t staging,
                                            __nv_bfloat16* out, int64_t pitch, int rows, int columns, bool add,
                                            int lane) {
-#if MOEBIUS_STORES == 2
-  store_turned<COLUMNS>(sums, out, pitch, rows, columns, add, lane);
-#else
+  if (rows >= 16 && columns >= COLUMNS && !add) {
+    store_whole<COLUMNS>(sums, staging, out, pitch, lane);
+    return;
+  }
   const int row = lane % 16, half = lane / 16;
 #pragma unroll
   for (int c = 0; c < COLUMNS / 64; ++c) {
@@ -184,59 +185,16 @@ __device__ __forceinline__ void store_bf16(const PackedSums<COLUMNS>& sums, uint
     __syncwarp();
     store_chunk(staging, out + 64 * c, pitch, rows, columns - 64 * c, add, lane);
   }
-#endif
 }
 
-// The same for rows of 32 columns (64 bytes).
-__device__ __forceinline__ void store_half_chunk(uint32_t staging, __nv_bfloat16* out, int64_t pitch,
-                                                 int rows, int columns, int lane) {
-  const int chunk = lane % 4;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int row = i * 8 + lane / 4;
-    if (row >= rows || chunk * 8 >= columns) continue;
-    *reinterpret_cast<uint4*>(out + row * pitch + chunk * 8) =
-        load_shared(staging + row * 64 + ((chunk ^ ((row / 2) % 4)) * 16));
-  }
-}
-
-// act = silu(gate) * up of the sums, whose neighbouring columns are gate and up. COLUMNS sums
-// give COLUMNS / 2 activations a row, written 32 at a time.
+// act = silu(gate) * up of the sums, whose neighbouring columns are gate and up: COLUMNS sums give COLUMNS /
+// 2 activations a row, written straight from the registers.
 template <int COLUMNS>
-__device__ __forceinline__ void store_swiglu(const PackedSums<COLUMNS>& sums, uint32_t staging,
-                                             __nv_bfloat16* act, int64_t pitch, int rows, int columns,
-                                             int lane) {
-#if MOEBIUS_STORES == 2
-  store_turned_swiglu<COLUMNS>(sums, act, pitch, rows, columns, lane);
-#else
-  const int quarter = lane % 4, odd = quarter % 2;
-  const auto activation = [](uint32_t pair) {
-    const float gate = low_half(pair);
-    return gate * sigmoid_of(gate) * high_half(pair);
-  };
-#pragma unroll
-  for (int c = 0; c < COLUMNS / 64; ++c) {
-    __syncwarp();
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = lane / 4 + 8 * half;
-#pragma unroll
-      for (int j = 0; j < 8; j += 2) {
-        // This lane has activation 4 j + quarter and 4 (j + 1) + quarter; with its neighbour it makes pairs
-        // of one.
-        const uint32_t* at = sums.at + 2 * (8 * c + j) + half;
-        const float low = activation(at[0]), high = activation(at[2]);
-        const float other = __shfl_xor_sync(0xffffffffu, odd ? low : high, 1);
-        const uint32_t pair = odd ? bf16_pair(other, high) : bf16_pair(low, other);
-        const int word = 2 * (j + odd) + quarter / 2;  // of the row's 16
-        const uint32_t to = staging + row * 64 + (((word / 4) ^ ((row / 2) % 4)) * 16) + (word % 4) * 4;
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(pair) : "memory");
-      }
-    }
-    __syncwarp();
-    store_half_chunk(staging, act + 32 * c, pitch, rows, columns - 32 * c, lane);
-  }
-#endif
+__device__ __forceinline__ void store_swiglu(const PackedSums<COLUMNS>& sums, __nv_bfloat16* act,
+                                             int64_t pitch, int rows, int columns, int lane) {
+  const bool whole = rows >= 16 && columns >= COLUMNS / 2;
+  whole ? store_activations<COLUMNS, true>(sums, act, pitch, rows, columns, lane)
+        : store_activations<COLUMNS, false>(sums, act, pitch, rows, columns, lane);
 }
 
 }  // namespace moebius::kernels::cuda

@@ -16,9 +16,10 @@ namespace moebius::kernels::cuda {
 template <class K>
 __device__ __forceinline__ void begin_gathered_stage(const Block<K>& b, const Ring<K>& ring, int thread,
                                                      const RowRange& rows, const TilePlace& tile,
-                                                     int32_t depth) {
+                                                     int32_t depth, int32_t slot) {
   barrier_wait(b.empty + 8 * ring.stage, ring.parity ^ 1);
   if (thread != 0) return;
+  if (K::kTellsPlaces && depth == 0) tell_place(b.places, slot, b.place_of(tile, rows));
   const uint32_t full = b.full + 8 * ring.stage;
   barrier_expect(full, K::kCopied);
   copy_stage(b, ring.stage, full, rows, tile, depth);
@@ -60,6 +61,7 @@ __device__ __forceinline__ void gather_tile_rows(const Block<K>& b, int thread) 
     for (int i = 0; i < kPasses; ++i) slots[i] = row_number(b.p.index, row + 16 * i, rows_ahead.end);
   };
   look_ahead(b.first, 0);
+  int32_t slot = 0;
   const int32_t depth = (b.p.sum + K::kDepth - 1) / K::kDepth;
   for (int32_t number = b.first; number < b.count; number += b.step) {
     const TilePlace tile = ahead;
@@ -71,7 +73,7 @@ __device__ __forceinline__ void gather_tile_rows(const Block<K>& b, int thread) 
                 static_cast<int64_t>(divide(static_cast<uint32_t>(slots[i]), b.p.divisor)) * b.p.src_width;
     look_ahead(number + b.step, tile.group);
     for (int32_t d = 0; d < depth; ++d, ring.next()) {
-      begin_gathered_stage(b, ring, thread, rows, tile, d * K::kDepth);
+      begin_gathered_stage(b, ring, thread, rows, tile, d * K::kDepth, slot);
       const uint32_t to = b.stage_a(ring.stage) + within;
       if ((d + 1) * K::kDepth <= b.p.src_width) {
 #pragma unroll
@@ -90,6 +92,7 @@ __device__ __forceinline__ void gather_tile_rows(const Block<K>& b, int thread) 
       }
       ++issued;
     }
+    slot = (slot + 1) % K::kPlaces;
   }
   copy_wait<0>();
   for (int i = 0; i < (issued < K::kLag ? issued : K::kLag); ++i) land();
@@ -163,7 +166,7 @@ __device__ __forceinline__ void gather_summed_rows(const Block<K>& b, int thread
         const uint32_t at = __shfl_sync(0xffffffffu, held, d % 2 * 16 + 4 * i + lane / 8);
         row[i] = from + static_cast<int64_t>(at) * b.p.src_width;
       }
-      begin_gathered_stage(b, ring, thread, rows, tile, d * K::kDepth);
+      begin_gathered_stage(b, ring, thread, rows, tile, d * K::kDepth, 0);
       const uint32_t to = (K::kGather == Gather::a ? b.stage_a(ring.stage) : b.stage_b(ring.stage)) + within;
       const int32_t valid = rows.end - rows.begin - d * K::kDepth;
       if (valid >= K::kDepth && whole_columns) {

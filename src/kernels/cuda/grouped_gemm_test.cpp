@@ -3,6 +3,8 @@
 
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
+#include <thread>
 
 #include "kernels/cuda/test_device.h"
 
@@ -291,6 +293,39 @@ TEST(CudaGroupedGemm, weight_gradients_agree_with_double_precision) {
       if (testing::Test::HasFailure()) return;
     }
   }
+}
+
+// The thread of a backward pass, whose first call of CUDA a product may be.
+TEST(CudaGroupedGemm, a_product_may_be_the_first_call_of_its_thread) {
+  MOEBIUS_NEEDS_DEVICE();
+  constexpr int64_t kRows = 130, kN = 256, kK = 128;
+  const Values a = Values::normal(DType::bf16, kRows * kK, 1), b = Values::normal(DType::bf16, kN * kK, 2),
+               here(DType::bf16, kRows * kN), there(DType::bf16, kRows * kN);
+  const Integers<int32_t> offsets(std::vector<int32_t>{0, static_cast<int32_t>(kRows)});
+  GroupedGemmArgs args{};
+  args.kind = GroupedGemmKind::forward;
+  args.a = a.data();
+  args.b = b.data();
+  args.offsets = offsets.data();
+  args.num_groups = args.index_divisor = 1;
+  args.num_rows = kRows;
+  args.n = kN;
+  args.k = kK;
+  args.dtype = args.out_dtype = DType::bf16;
+  args.out = here.data();
+  if (!grouped_gemm_serves(args)) GTEST_SKIP() << "no Hopper GPU";
+  grouped_gemm(args, nullptr);
+  args.out = there.data();
+  std::string failure;
+  std::thread([&] {
+    try {
+      grouped_gemm(args, nullptr);
+    } catch (const std::exception& error) {
+      failure = error.what();
+    }
+  }).join();
+  EXPECT_EQ(failure, "");
+  EXPECT_EQ(there.host(), here.host());
 }
 
 }  // namespace

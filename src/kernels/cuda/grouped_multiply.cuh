@@ -6,24 +6,22 @@
 
 namespace moebius::kernels::cuda {
 
-// The sums of one 64-row part become results. `row`: its first row in the group.
+// The sums of one 64-row part become results. `row`: its first row in the tile.
 template <class K>
 __device__ __forceinline__ void finish_part(const Block<K>& b, const PackedSums<K::kColumns>& sums,
-                                            uint32_t staging, const RowRange& group_rows, int32_t group,
-                                            int32_t row, int32_t column, int warp, int lane) {
+                                            uint32_t staging, const ResultPlace& place, int32_t row, int warp,
+                                            int lane) {
   const GroupedKernelParams& p = b.p;
   const int32_t width = p.tiles.columns;
   row += 16 * warp;
-  const int rows = (K::kRaggedSum ? p.tiles.rows : group_rows.end - group_rows.begin) - row,
-            columns = width - column;
+  const int rows = place.rows - row, columns = width - place.column;
   if (rows <= 0 || columns <= 0) return;
-  const int64_t first_row = K::kRaggedSum ? static_cast<int64_t>(group) * p.tiles.rows + row
-                                          : static_cast<int64_t>(group_rows.begin) + row;
+  const int64_t first_row = static_cast<int64_t>(place.first_row) + row;
   if (K::kEpilogue == Epilogue::store || p.out != nullptr)
-    store_bf16<K::kColumns>(sums, staging, p.out + first_row * width + column, width, rows, columns,
+    store_bf16<K::kColumns>(sums, staging, p.out + first_row * width + place.column, width, rows, columns,
                             K::kEpilogue == Epilogue::store && p.accumulate, lane);
   if constexpr (K::kEpilogue == Epilogue::swiglu)
-    store_swiglu<K::kColumns>(sums, staging, p.act + first_row * (width / 2) + column / 2, width / 2, rows,
+    store_swiglu<K::kColumns>(sums, p.act + first_row * (width / 2) + place.column / 2, width / 2, rows,
                               columns / 2, lane);
 }
 
@@ -41,11 +39,18 @@ __device__ __forceinline__ void multiply_tiles(const Block<K>& b, int worker, in
     if constexpr (K::kPairs) barrier_arrive_at(b.empty + 8 * stage, b.rank ^ 1);
   };
   Ring<K> ring;
-  int32_t group = 0, turn = 0;
+  [[maybe_unused]] int32_t group = 0;
+  int32_t turn = 0, slot = K::kPlaces - 1;
   for (int32_t number = b.first; number < b.count; number += b.step, turn ^= 1) {
-    const TilePlace tile = uniform(tile_at(b.p.tiles, b.starts, number, group, b.rank));
-    group = tile.group;
-    const RowRange rows = uniform(b.rows_of(group));
+    RowRange rows{};
+    ResultPlace place{};
+    slot = (slot + 1) % K::kPlaces;
+    if constexpr (!K::kTellsPlaces) {
+      const TilePlace tile = uniform(tile_at(b.p.tiles, b.starts, number, group, b.rank));
+      group = tile.group;
+      rows = uniform(b.rows_of(group));
+      place = b.place_of(tile, rows);
+    }
     const int32_t depth = b.depth_of(rows);
     if (K::kPingpong && turn != worker) {
       ring.skip(depth);
@@ -92,6 +97,7 @@ __device__ __forceinline__ void multiply_tiles(const Block<K>& b, int worker, in
     };
     if (depth > 0) {
       multiply(0);
+      if constexpr (K::kTellsPlaces) place = told_place(b.places, slot);
       int previous = ring.stage;
       ring.next();
       for (int32_t d = 1; d < depth; ++d, ring.next()) {
@@ -108,14 +114,12 @@ __device__ __forceinline__ void multiply_tiles(const Block<K>& b, int worker, in
     } else {
       pass_on();
     }
-    const int32_t row = tile.row_tile * K::kRows + (K::kPingpong ? 0 : 64 * worker);
-    const int32_t column = tile.column_tile * K::kColumns;
     PackedSums<K::kColumns> packed[K::kHalves];
 #pragma unroll
     for (int h = 0; h < K::kHalves; ++h) packed[h].pack(sums[h]);
 #pragma unroll
     for (int h = 0; h < K::kHalves; ++h)
-      finish_part<K>(b, packed[h], staging, rows, group, row + 64 * h, column, warp, lane);
+      finish_part<K>(b, packed[h], staging, place, (K::kPingpong ? 0 : 64 * worker) + 64 * h, warp, lane);
   }
 }
 
@@ -156,6 +160,7 @@ __global__ void __launch_bounds__(K::kThreads, 1)
                        staging,
                        full,
                        empty,
+                       full + 256 + 6144 - 16 * K::kPlaces,
                        starts,
                        static_cast<int32_t>(blockIdx.x) / kBlocks,
                        static_cast<int32_t>(gridDim.x) / kBlocks,

@@ -12,9 +12,10 @@ struct RowScales {
   float at[DIGITS][2];
 };
 
-// The scales of a tile are asked for before it is multiplied and used after that, so that nothing waits for
-// them. Row scales: lane l has that of row l % 16 of the warp's 16 in part l / 16 (digits count as parts);
-// rows that are not there have 0. `row`: the warp's first row of the tile's first part, of all rows.
+// The scales of a tile are asked for when its first stage is multiplied and used after the last, so that
+// nothing waits for them. Row scales: lane l has that of row l % 16 of the warp's 16 in part l / 16 (digits
+// count as parts); rows that are not there have 0. `row`: the warp's first row of the tile's first part, of
+// all rows.
 template <class K>
 __device__ __forceinline__ float fetch_row_scale(const Int8KernelParams& p, int32_t row, int32_t end,
                                                  int lane) {
@@ -98,14 +99,6 @@ struct PartPlace {
   __device__ __forceinline__ bool is_empty() const { return rows <= 0 || columns <= 0; }
 };
 
-template <class K>
-__device__ __forceinline__ PartPlace place_of_part(const Int8KernelParams& p, const RowRange& group_rows,
-                                                   int32_t group, int32_t row, int32_t column, int warp) {
-  row += 16 * warp;
-  return {group, column, static_cast<int64_t>(group_rows.begin) + row,
-          group_rows.end - group_rows.begin - row, p.n - column};
-}
-
 // Scaled sums in bf16, half of the registers.
 template <class K>
 __device__ __forceinline__ PackedSums<K::kColumns> pack_int8_part(
@@ -135,8 +128,8 @@ __device__ __forceinline__ void store_packed_part(const Int8KernelParams& p,
       store_bf16<K::kColumns>(packed, staging,
                               static_cast<__nv_bfloat16*>(p.gate_up) + at.first_row * p.n + at.column, p.n,
                               at.rows, at.columns, false, lane);
-    store_swiglu<K::kColumns>(packed, staging, out + at.first_row * (p.n / 2) + at.column / 2, p.n / 2,
-                              at.rows, at.columns / 2, lane);
+    store_swiglu<K::kColumns>(packed, out + at.first_row * (p.n / 2) + at.column / 2, p.n / 2, at.rows,
+                              at.columns / 2, lane);
   } else {
     store_bf16<K::kColumns>(packed, staging, out + at.first_row * p.n + at.column, p.n, at.rows, at.columns,
                             false, lane);

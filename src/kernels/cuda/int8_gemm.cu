@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <limits>
 
 #include "kernels/cuda/int8_gemm.cuh"
@@ -85,7 +86,6 @@ void run_int8_variant(const Int8Variant& v, const Int8GemmArgs& args, Stream str
   p.most_tiles = static_cast<int32_t>(
       ceil_div(args.n, columns) *
       (args.offsets == nullptr ? ceil_div(args.num_rows, rows) : args.num_rows / rows + args.num_groups));
-  p.spread = mean_rows <= 64;
   p.offsets = args.offsets;
   p.num_groups = static_cast<int32_t>(args.num_groups);
   p.num_rows = static_cast<int32_t>(args.num_rows);
@@ -107,8 +107,12 @@ void run_int8_variant(const Int8Variant& v, const Int8GemmArgs& args, Stream str
   p.scale_index = args.scale_index;
   p.divisor = fast_divisor(args.index_divisor);
   const int64_t code_rows = args.scale_index == nullptr ? args.num_a_rows : args.num_rows;
+  // A box has no more rows than there are: filling up what is missing takes the copy engine longer than
+  // copying. What then lies in the rest of the stage gives sums of rows that nobody stores.
+  const auto box_rows = static_cast<int>(std::min<int64_t>(tile.rows / tile.blocks, code_rows));
+  p.copied = (box_rows * tile.blocks * v.digits + tile.columns) * 128;
   p.a = tensor_map(args.a, 1, padded_k, code_rows, args.digits, args.a_stride, code_rows * args.a_stride,
-                   tile.rows / tile.blocks);
+                   box_rows);
   p.b =
       tensor_map(args.b, 1, padded_k, padded_n, args.num_groups, padded_k, padded_n * padded_k, tile.columns);
   v.launch(p, cuda_stream(stream));

@@ -28,26 +28,20 @@ __device__ __forceinline__ void multiply_int8_tiles(const Int8Block<K>& b, int w
     }
   };
   Ring<K> ring;
-  int32_t group = 0, turn = 0;
+  int32_t turn = 0, slot = K::kPlaces - 1;
   const int32_t depth = uniform(b.depth());
   for (int32_t number = b.first; number < b.count; number += b.step, turn ^= 1) {
+    slot = (slot + 1) % K::kPlaces;
     if (K::kPingpong && turn != worker) {
       ring.skip(depth);
       continue;
     }
-    const TilePlace tile = uniform(tile_at(b.p.tiles, b.starts, number, group));
-    group = tile.group;
-    const RowRange rows = uniform(b.rows_of(group));
     int32_t sums[K::kParts][K::kColumns / 2];
 #pragma unroll
     for (int h = 0; h < K::kParts; ++h) {
 #pragma unroll
       for (int i = 0; i < K::kColumns / 2; ++i) sums[h][i] = 0;
     }
-    const int32_t row = b.row_of(tile) + (K::kPingpong ? 0 : 64 * worker), column = b.column_of(tile);
-    const float row_scale = fetch_row_scale<K>(b.p, rows.begin + row + 16 * warp, rows.end, lane);
-    fetch_column_scales<K>(b.p.b_scales + static_cast<int64_t>(group) * b.p.padded_n + column, b.p.n - column,
-                           staging, lane);
     // In turns, as in grouped_multiply.cuh.
     constexpr int kTurn = 3;
     if (K::kPingpong && number != b.first) group_sync(kTurn + worker, 256);
@@ -70,6 +64,12 @@ __device__ __forceinline__ void multiply_int8_tiles(const Int8Block<K>& b, int w
       for (int h = 0; h < K::kParts; ++h) fence_registers(sums[h]);
     };
     multiply();
+    const ResultPlace place = told_place(b.places, slot);
+    const int32_t row = (K::kPingpong ? 0 : 64 * worker) + 16 * warp;  // of the warp, in the tile
+    const float row_scale =
+        fetch_row_scale<K>(b.p, place.first_row + row, place.first_row + place.rows, lane);
+    fetch_column_scales<K>(b.p.b_scales + static_cast<int64_t>(place.group) * b.p.padded_n + place.column,
+                           b.p.n - place.column, staging, lane);
     int previous = ring.stage;
     ring.next();
     for (int32_t d = 1; d < depth; ++d, ring.next()) {
@@ -89,9 +89,10 @@ __device__ __forceinline__ void multiply_int8_tiles(const Int8Block<K>& b, int w
     PartPlace places[kResults];
 #pragma unroll
     for (int h = 0; h < kResults; ++h)
-      places[h] = place_of_part<K>(b.p, rows, group, row + 64 * h, column, warp);
+      places[h] = {place.group, place.column, static_cast<int64_t>(place.first_row) + row + 64 * h,
+                   place.rows - row - 64 * h, b.p.n - place.column};
     column_scales_are_there();
-    constexpr bool kPacks = K::kColumns % (K::kSwiglu ? 64 : 32) == 0;
+    constexpr bool kPacks = K::kColumns % 64 == 0;
     if (kPacks && b.p.whole) {
       if constexpr (kPacks) {
         PackedSums<K::kColumns> packed[kResults];
@@ -115,7 +116,8 @@ __device__ __forceinline__ void multiply_int8_tiles(const Int8Block<K>& b, int w
 }
 
 template <class K>
-__global__ void __launch_bounds__(K::kThreads, 1) int8_kernel(const __grid_constant__ Int8KernelParams p) {
+__global__ void __launch_bounds__(K::kBoundThreads, 1)
+    int8_kernel(const __grid_constant__ Int8KernelParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)  // for other machine code it stays empty and is never launched
   extern __shared__ char shared[];
   const uint32_t base = (shared_address(shared) + 1023) / 1024 * 1024;
@@ -145,6 +147,7 @@ __global__ void __launch_bounds__(K::kThreads, 1) int8_kernel(const __grid_const
                            staging,
                            full,
                            empty,
+                           full + 256 + 6144 - 16 * K::kPlaces,
                            starts,
                            static_cast<int32_t>(blockIdx.x) / K::kBlocks,
                            static_cast<int32_t>(gridDim.x) / K::kBlocks,
@@ -154,7 +157,7 @@ __global__ void __launch_bounds__(K::kThreads, 1) int8_kernel(const __grid_const
     fewer_registers<40>();
     if (thread < 32) copy_int8_tiles(block, thread);
   } else {
-    more_registers<232>();
+    more_registers<K::kLeavesRoom ? 168 : 232>();
     // The kernel before has made the codes and scales of the rows. Weights, offsets and the order of the
     // tiles were there before it (Int8RowsArgs::product_follows).
     wait_for_kernel_before();

@@ -19,9 +19,6 @@ constexpr Int8Variant kVariants[] = {
     int8_variant<Kernel<64, 128, true>>("64x128 pingpong"),
     int8_variant<Kernel<64, 64, true>>("64x64 pingpong"),
     int8_variant<Kernel<64, 32, true>>("64x32 pingpong"),
-    int8_variant<Kernel<64, 32, true, 2>>("64x32 pingpong, pairs"),
-    int8_variant<Kernel<64, 32, true, 4>>("64x32 pingpong, fours"),
-    int8_variant<Kernel<64, 64, true, 2>>("64x64 pingpong, pairs"),
     int8_variant<Kernel<64, 192, true, 1, 2>>("64x192 pingpong, two digits"),
     int8_variant<Kernel<64, 64, true, 1, 2>>("64x64 pingpong, two digits"),
 };

@@ -10,7 +10,7 @@ namespace moebius::kernels::cuda {
 struct Int8Tile {
   int32_t rows, columns;  // of a block
   bool pingpong;
-  int32_t blocks = 1;  // 1, 2 or 4, a cluster, that share the rows of as many neighbouring column tiles
+  int32_t blocks = 1;  // 1, or 2 (a cluster) that share the rows of two neighbouring column tiles
 };
 
 struct Int8Sizes {
@@ -24,11 +24,11 @@ struct Int8Sizes {
 // docs/benchmarks/gpu-kernel-notes.md.
 inline double int8_cycles(const Int8Tile& tile, const Int8Sizes& size, int multiprocessors) {
   // Multiply-adds of one multiprocessor at the power limit, and bytes from the second-level cache to it, when
-  // all of them compute and read.
-  constexpr double kOpsPerCycle = 3200, kBytesPerCycle = 46;
+  // all of them compute and read; and when few do.
+  constexpr double kOpsPerCycle = 3200, kBytesPerCycle = 46, kMostBytesPerCycle = 80;
   constexpr double kStageCycles = 80;  // barriers and instructions of a stage of 128 values
   // For each result that a warpgroup writes, alone and beside the other one's multiplying.
-  const double result_cycles = tile.pingpong ? 0.65 : 0.3;
+  const double result_cycles = tile.pingpong ? 0.3 : 0.25;
   const double blocks = tile.blocks;
   const double rows = tile.rows, columns = tile.columns * blocks;
   const double groups = std::max(1.0, std::min(size.groups, size.rows)), mean = size.rows / groups;
@@ -43,7 +43,9 @@ inline double int8_cycles(const Int8Tile& tile, const Int8Sizes& size, int multi
   const double stages = std::ceil(static_cast<double>(size.k) / 128.0);
   // Tiles of few rows: what is copied of rows that are not there comes from nowhere.
   const double used = std::min(1.0, mean / tile.rows);
-  const double copying = (bytes_a * used + bytes_b) * 128.0 / kBytesPerCycle;
+  const double readers = std::min(tiles * blocks, static_cast<double>(multiprocessors));
+  const double copying = (bytes_a * used + bytes_b) * 128.0 /
+                         std::min(kMostBytesPerCycle, kBytesPerCycle * multiprocessors / readers);
   const double multiplying = tile.rows * static_cast<double>(tile.columns) * 128.0 / kOpsPerCycle;
   const double main = stages * std::max({copying, multiplying, kStageCycles});
   const double results = tile.rows * tile.columns * used / (tile.pingpong ? 1.0 : 2.0) * result_cycles;

@@ -36,11 +36,21 @@ CUtensorMap tensor_map(const void* data, int bytes, int64_t width, int64_t rows,
   const std::array<cuuint32_t, 3> box{static_cast<cuuint32_t>(128 / bytes), static_cast<cuuint32_t>(box_rows),
                                       1},
       steps{1, 1, 1};
-  const CUresult result =
-      encode_tiled()(&map, bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3,
-                     const_cast<void*>(data), sizes.data(), strides.data(), box.data(), steps.data(),
-                     CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const auto encode = [&] {
+    return encode_tiled()(&map, bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                          3, const_cast<void*>(data), sizes.data(), strides.data(), box.data(), steps.data(),
+                          CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                          CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  CUresult result = encode();
+  if (result == CUDA_ERROR_INVALID_CONTEXT) {
+    // A thread whose first call of CUDA this is, such as that of the backward pass: the driver, unlike the
+    // runtime, gives it no context by itself.
+    int device = 0;
+    MOEBIUS_CUDA_CHECK(cudaGetDevice(&device));
+    MOEBIUS_CUDA_CHECK(cudaSetDevice(device));
+    result = encode();
+  }
   MOEBIUS_CHECK(result == CUDA_SUCCESS, "tensor map of ", depth, " x ", rows, " x ", width, " elements of ",
                 bytes, " bytes: error ", static_cast<int>(result));
   return map;
