@@ -14,6 +14,9 @@ struct Segments {
       cu_seqlens;  // N + 1, on the host: the plan of a batch is host knowledge, no device copy back
   at::Tensor cu_seqlens_device;  // (N + 1) int32 on the model's device; only needed when lengths differ
   int64_t max_length = 0;
+  // Tokens of a sequence, where processes hold parts of each (nn/context_axis.h), else of no meaning: the
+  // sequences have one length, and no document lies in two of them.
+  int64_t sequence_length = 0;
   // Length of every document when all are equal, else 0.
   int64_t uniform_length() const;
 };

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/parallel.h"
-#include "kernels/cpu/gemm_block.h"
+#include "kernels/cpu/attention_products.h"
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/targets.h"
@@ -16,107 +16,11 @@
 #include <hwy/foreach_target.h>  // IWYU pragma: keep
 #include <hwy/highway.h>
 
-#include "kernels/cpu/attention_rows.h"
-#include "kernels/cpu/simd-inl.h"
+#include "kernels/cpu/attention_rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace moebius::kernels::cpu {
 namespace HWY_NAMESPACE {
-
-// Rows are turned in place from fp32 into the dtype of the weights: what is written lies before what is read.
-template <class T>
-T* row_in_place(float* rows, int64_t r, int64_t stride) {
-  return reinterpret_cast<T*>(rows + r * stride);
-}
-
-template <class T>
-void zero_from(T* row, int64_t begin, int64_t end) {
-  std::fill(row + begin, row + end, T{});
-}
-
-template <class T>
-void softmax_rows(const ScoreRows& s) {
-  const F32 d;
-  const Vf scale = hn::Set(d, s.scale);
-  for (int64_t r = 0; r < s.num_rows; ++r) {
-    float* scores = s.scores + r * s.stride;
-    const int64_t seen = s.first_seen + r, first = s.first_key(seen);
-    Vf max = hn::Set(d, -3.402823466e38f);
-    for (int64_t i = first; i < seen; i += lanes()) {
-      const Part part(seen - i);
-      max = hn::Max(max, part.keep(part.load(scores + i), -3.402823466e38f));
-    }
-    float largest = max_lanes(max) * s.scale;
-    if (s.sink != nullptr) largest = std::max(largest, *s.sink);
-    const Vf shift = hn::Set(d, -largest);
-    Vf sums = hn::Zero(d);
-    for (int64_t i = first; i < seen; i += lanes()) {
-      const Part part(seen - i);
-      const Vf e = exp(hn::MulAdd(part.load(scores + i), scale, shift));
-      sums = hn::Add(sums, part.keep(e, 0.0f));
-      part.store(e, scores + i);
-    }
-    float sum = sum_lanes(sums);
-    if (s.sink != nullptr) sum += std::exp(*s.sink - largest);
-    if (s.lse != nullptr) s.lse[r] = largest + std::log(sum);
-    const Vf inverse = hn::Set(d, 1.0f / sum);
-    T* weights = row_in_place<T>(s.scores, r, s.stride);
-    for (int64_t i = first; i < seen; i += lanes()) {
-      const Part part(seen - i);
-      part.store(hn::Mul(part.load(scores + i), inverse), weights + i);
-    }
-    zero_from(weights, 0, first);
-    zero_from(weights, seen, s.num_keys);
-  }
-}
-
-template <class T>
-float dot(const T* a, const T* b, int64_t n) {
-  Vf sum = hn::Zero(F32());
-  for (int64_t i = 0; i < n; i += lanes()) {
-    const Part part(n - i);
-    sum = hn::MulAdd(part.load(a + i), part.load(b + i), sum);
-  }
-  return sum_lanes(sum);
-}
-
-template <class T>
-void gradient_rows(const ScoreRows& s, const GradientRows& g) {
-  const F32 d;
-  const Vf scale = hn::Set(d, s.scale);
-  for (int64_t r = 0; r < s.num_rows; ++r) {
-    const float* scores = s.scores + r * s.stride;
-    const float* grads = g.grad_weights + r * s.stride;
-    T* weights = row_in_place<T>(s.scores, r, s.stride);
-    T* grad_scores = row_in_place<T>(g.grad_weights, r, s.stride);
-    const int64_t seen = s.first_seen + r, first = s.first_key(seen), row = r * g.row_stride;
-    const Vf shift = hn::Set(d, -s.lse[r]);
-    const float mean_grad =
-        dot(static_cast<const T*>(g.out) + row, static_cast<const T*>(g.grad_out) + row, g.value_dim);
-    if (s.sink != nullptr) *g.grad_sink -= std::exp(*s.sink - s.lse[r]) * mean_grad;
-    const Vf mean = hn::Set(d, mean_grad);
-    for (int64_t i = first; i < seen; i += lanes()) {
-      const Part part(seen - i);
-      const Vf p = exp(hn::MulAdd(part.load(scores + i), scale, shift));
-      const Vf ds = hn::Mul(hn::Mul(p, scale), hn::Sub(part.load(grads + i), mean));
-      part.store(p, weights + i);
-      part.store(ds, grad_scores + i);
-    }
-    for (T* each : {weights, grad_scores}) {
-      zero_from(each, 0, first);
-      zero_from(each, seen, s.num_keys);
-    }
-  }
-}
-
-template <class T>
-void store_sums(const float* sums, int64_t num_rows, int64_t width, T* out, int64_t stride) {
-  for (int64_t r = 0; r < num_rows; ++r, sums += width, out += stride)
-    for (int64_t i = 0; i < width; i += lanes()) {
-      const Part part(width - i);
-      part.store(part.load(sums + i), out + i);
-    }
-}
 
 void SoftmaxRows(const ScoreRows& s, DType dtype) {
   dtype == DType::f32 ? softmax_rows<float>(s) : softmax_rows<Bf16>(s);
@@ -144,14 +48,6 @@ HWY_EXPORT(SoftmaxRows);
 HWY_EXPORT(GradientRowsOf);
 HWY_EXPORT(StoreSums);
 
-// Queries of a block: enough to make up for packing the keys, few enough that a block does not compute much
-// above the diagonal and that its scores stay in the second-level cache.
-constexpr int64_t kMostQueries = 64, kLeastQueries = 16, kScoresInCache = int64_t{1} << 16;
-
-int64_t queries_per_block(int64_t length) {
-  return std::clamp(kScoresInCache / std::max<int64_t>(length, 1), kLeastQueries, kMostQueries);
-}
-
 // Columns of the fused projection, and rows of a document in it.
 class Layout {
  public:
@@ -176,32 +72,6 @@ class Layout {
   const AttentionShape& shape_;
 };
 
-struct Product {
-  const void* a;
-  int64_t a_stride;
-  bool a_rows_are_k;
-  const void* b;
-  int64_t b_stride;
-  bool b_rows_are_k;
-  int64_t m, n, k;
-};
-
-void multiply(const Product& p, DType dtype, void* out, int64_t out_stride, DType out_dtype,
-              bool accumulate = false) {
-  run_gemm_block({.a = {p.a, p.a_stride, nullptr, 1},
-                  .b = {p.b, p.b_stride, nullptr, 1},
-                  .out = out,
-                  .out_stride = out_stride,
-                  .m = p.m,
-                  .n = p.n,
-                  .k = p.k,
-                  .a_rows_are_k = p.a_rows_are_k,
-                  .b_rows_are_k = p.b_rows_are_k,
-                  .accumulate = accumulate,
-                  .dtype = dtype,
-                  .out_dtype = out_dtype});
-}
-
 // Some queries of a document and one head, and the keys that one of them sees.
 struct Task {
   int64_t key_begin, query_begin, query_end, head;
@@ -218,7 +88,7 @@ Task task_of(const AttentionShape& shape, int64_t document_begin, int64_t query_
   return {key_begin, query_begin, query_end, head};
 }
 
-int64_t queries_per_block(const AttentionShape& shape, int64_t length) {
+int64_t queries_at_once(const AttentionShape& shape, int64_t length) {
   return queries_per_block(shape.window > 0 ? std::min(length, shape.window + kLeastQueries) : length);
 }
 
@@ -226,17 +96,12 @@ std::vector<Task> forward_tasks(const AttentionShape& shape) {
   std::vector<Task> tasks;
   for (int64_t i = 0; i < shape.num_documents; ++i) {
     const int64_t begin = shape.cu_seqlens[i], end = shape.cu_seqlens[i + 1];
-    const int64_t step = queries_per_block(shape, end - begin);
+    const int64_t step = queries_at_once(shape, end - begin);
     for (int64_t head = 0; head < shape.num_heads; ++head)
       for (int64_t first = begin; first < end; first += step)
         tasks.push_back(task_of(shape, begin, first, std::min(first + step, end), head));
   }
   return tasks;
-}
-
-// Elements of the dtype in a row of `floats` floats.
-int64_t elements_of(int64_t floats, DType dtype) {
-  return floats * size_of(DType::f32) / size_of(dtype);
 }
 
 const float* sink_of(const float* sinks, int64_t head) {
@@ -300,7 +165,7 @@ void run_backward_of_keys(const AttentionBackwardArgs& args, int64_t document, i
   const AttentionShape& shape = args.shape;
   const Layout at(shape);
   const int64_t begin = shape.cu_seqlens[document], end = shape.cu_seqlens[document + 1];
-  const int64_t d = shape.head_dim, dv = shape.value_dim, step = queries_per_block(shape, end - begin);
+  const int64_t d = shape.head_dim, dv = shape.value_dim, step = queries_at_once(shape, end - begin);
   const int64_t size = (end - begin) * (d + dv);
   float* grad_key = scratch.floats(size);
   float* grad_value = grad_key + (end - begin) * d;

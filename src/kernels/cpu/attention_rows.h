@@ -1,12 +1,14 @@
 // Rows of attention scores of some queries, between the matrix products.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace moebius::kernels::cpu {
 
 // Products of queries and keys in fp32; replaced by the weights in the dtype, each row where it was. Query r
-// sees the last `window` of the first `first_seen` + r keys; the weights of the others become zero.
+// sees the last `window` of the first `first_seen` + r keys, which may be more than there are here: then some
+// of those that it sees, or none. The weights of the others become zero.
 struct ScoreRows {
   float* scores;   // (num_rows, num_keys)
   int64_t stride;  // floats
@@ -17,7 +19,16 @@ struct ScoreRows {
   int64_t window;     // 0: all of them
   const float* sink;  // of the head, or null
 
-  int64_t first_key(int64_t seen) const { return window > 0 && seen > window ? seen - window : 0; }
+  int64_t end_key(int64_t r) const { return std::min(first_seen + r, num_keys); }
+  int64_t first_key(int64_t r) const {
+    return window > 0 ? std::clamp<int64_t>(first_seen + r - window, 0, num_keys) : 0;
+  }
+};
+
+// What the queries have got from other keys.
+struct MergedRows {
+  float* out;  // (num_rows, width)
+  int64_t stride, width;
 };
 
 struct GradientRows {
