@@ -5,7 +5,10 @@
 // shared experts are products of blocks by themselves.
 #include "moe/moe_feed_forward.h"
 
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/sigmoid.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
@@ -13,8 +16,21 @@
 #include "ops/linear.h"
 
 namespace moebius::moe {
-
 namespace {
+
+// Slots of each expert in each segment, (S, E) fp32.
+at::Tensor counts_by_segment(const ops::Routing& routing, const at::Tensor& segment_of_T, int64_t experts) {
+  const int64_t segments = routing.prob_sum_SE.size(0);
+  if (segments == 1) return routing.counts_E.unsqueeze(0);
+  const at::NoGradGuard no_grad;
+  const at::Tensor cell =
+      routing.experts_TK.to(at::kLong) + segment_of_T.to(at::kLong).unsqueeze(1) * experts;
+  // Ones add up exactly in any order.
+  const at::Tensor ones = at::ones({cell.numel()}, routing.counts_E.options());
+  return at::zeros({segments * experts}, ones.options())
+      .scatter_add_(0, cell.flatten(), ones)
+      .view({segments, experts});
+}
 
 // Those of all lines of a grid.
 int64_t num_tokens_of(const nn::TensorAxis* axis, const at::Tensor& in_TD,
@@ -100,19 +116,28 @@ at::Tensor MoeFeedForward::shared_summand(const at::Tensor& x_TD, const at::Tens
   return y_TD * nn::shared(axis_, gate_T1);
 }
 
-void MoeFeedForward::add_losses(const ops::Routing& routing, int64_t num_tokens, const nn::LoadSum* load_sum,
-                                nn::FeedForwardResult& result) const {
+// E / S * sum over segments and experts of f_e P_e. All segments have the same number of tokens on every
+// rank.
+at::Tensor MoeFeedForward::shared_loss(const at::Tensor& counts_SE, const ops::Routing& routing,
+                                       int64_t num_tokens, const nn::LoadSum& sum) const {
+  const auto num_segments = static_cast<double>(routing.prob_sum_SE.size(0));
+  const double slots = static_cast<double>(num_tokens * config_.top_k) / num_segments;
+  const double factor = config_.balance.aux_loss * static_cast<double>(config_.experts * config_.top_k) /
+                        (slots * slots * num_segments * sum.num_ranks());
+  return (sum.sum(counts_SE) * routing.prob_sum_SE).sum() * factor;
+}
+
+void MoeFeedForward::add_losses(const ops::Routing& routing, int64_t num_tokens,
+                                const nn::FeedForwardContext& context, nn::FeedForwardResult& result) const {
   const config::BalanceConfig& balance = config_.balance;
   if (balance.aux_loss > 0 && balance.aux_scope == "model") {
     result.prob_sum_E = routing.prob_sum_SE.sum(0);
     result.counts_E = routing.counts_E;
-  } else if (balance.aux_loss > 0 && load_sum != nullptr && balance.aux_scope == "micro_batch") {
-    // E * sum_e f_e P_e with f_e of all ranks and P_e of this one: the mean over the ranks is the loss of all
-    // their tokens.
-    const double slots = static_cast<double>(num_tokens * config_.top_k);
-    const double factor = balance.aux_loss * static_cast<double>(config_.experts * config_.top_k) /
-                          (slots * slots * load_sum->num_ranks());
-    result.balance_loss = (load_sum->sum(routing.counts_E) * routing.prob_sum_SE.sum(0)).sum() * factor;
+  } else if (balance.aux_loss > 0 && context.load_sum != nullptr && balance.aux_scope == "micro_batch") {
+    result.balance_loss = shared_loss(routing.counts_E.unsqueeze(0), routing, num_tokens, *context.load_sum);
+  } else if (balance.aux_loss > 0 && context.sequence_sum != nullptr && balance.aux_scope == "sequence") {
+    result.balance_loss = shared_loss(counts_by_segment(routing, context.sequence_of_T, config_.experts),
+                                      routing, num_tokens, *context.sequence_sum);
   } else if (balance.aux_loss > 0) {
     result.balance_loss = routing.aux_loss * balance.aux_loss;
   }
@@ -153,15 +178,15 @@ nn::FeedForwardResult MoeFeedForward::forward(const at::Tensor& x_TD,
   if (shared_TD.defined() && !in_blocks) result.y_TD = result.y_TD + shared_TD;
   result.y_TD = nn::leave(axis_, result.y_TD);
   if (shared_TD.defined() && in_blocks) result.y_TD = result.y_TD + shared_TD;
-  if (context.with_losses)
-    add_losses(routing, num_tokens_of(axis_, in_TD, context), context.load_sum, result);
+  if (context.with_losses) add_losses(routing, num_tokens_of(axis_, in_TD, context), context, result);
   return result;
 }
 
 std::unique_ptr<nn::Decoder> make_decoder(const config::ModelConfig& config,
                                           std::shared_ptr<const TokenDispatcher> dispatcher,
                                           std::shared_ptr<const nn::TensorAxis> axis,
-                                          std::shared_ptr<const nn::DecoderPieces> pieces) {
+                                          std::shared_ptr<const nn::DecoderPieces> pieces,
+                                          std::shared_ptr<const nn::ContextAxis> context) {
   if (!dispatcher) dispatcher = std::make_shared<LocalDispatcher>();
   return std::make_unique<nn::Decoder>(
       config,
@@ -179,7 +204,7 @@ std::unique_ptr<nn::Decoder> make_decoder(const config::ModelConfig& config,
                              .axis = axis.get()},
             prefix + "ffn.", params);
       },
-      axis, std::move(pieces));
+      axis, std::move(pieces), std::move(context));
 }
 
 }  // namespace moebius::moe

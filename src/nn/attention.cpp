@@ -128,7 +128,7 @@ at::Tensor Attention::forward(const at::Tensor& x_TD, const at::Tensor& position
   // The norms keep what they read, so that the rest can be made from it; without them nothing else is kept.
   if (discards != nullptr && options_.qk_norm != kernels::QkNorm::none)
     discards->add(qkv_TC, [inputs, read = projected_TC.detach()] { return inputs(read); });
-  return output(ops::attention(qkv_TC, documents, shape(), own_sinks()), count);
+  return output(attend(options_.context, qkv_TC, documents, shape(), own_sinks()), count);
 }
 
 at::Tensor Attention::forward_cached(const at::Tensor& x_TD, const at::Tensor& positions_T,

@@ -7,6 +7,7 @@
 
 #include <string>
 
+#include "nn/context_axis.h"
 #include "nn/self_attention.h"
 #include "nn/tensor_axis.h"
 #include "ops/rope.h"
@@ -23,9 +24,10 @@ struct AttentionOptions {
   bool sinks = false;  // a learned logit per query head in the softmax's denominator
   kernels::QkNorm qk_norm = kernels::QkNorm::none;
   double norm_eps = 1e-5;
-  double init_std = 0.02;            // of the fused projection
-  double out_std = 0.02;             // of the output projection
-  const TensorAxis* axis = nullptr;  // that splits the heads; outlives the layer
+  double init_std = 0.02;                // of the fused projection
+  double out_std = 0.02;                 // of the output projection
+  const TensorAxis* axis = nullptr;      // that splits the heads; outlives the layer
+  const ContextAxis* context = nullptr;  // that splits the tokens; outlives the layer
 };
 
 class Attention final : public SelfAttention {

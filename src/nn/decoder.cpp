@@ -45,10 +45,10 @@ void add_loss(at::Tensor& sum, const at::Tensor& loss) {
 
 struct Decoder::Block {
   Block(const config::ModelConfig& config, const FeedForwardFactory& factory, int64_t layer,
-        ParamTable& params, const TensorAxis* tensor_axis)
+        ParamTable& params, const TensorAxis* tensor_axis, const ContextAxis* context)
       : attention_norm(declare_norm(params, concat("layers.", layer, ".attention_norm"), config.dim)),
-        attention(
-            make_attention(config, layer, concat("layers.", layer, ".attention."), params, tensor_axis)),
+        attention(make_attention(config, layer, concat("layers.", layer, ".attention."), params, tensor_axis,
+                                 context)),
         ffn_norm(declare_norm(params, concat("layers.", layer, ".ffn_norm"), config.dim)),
         feed_forward(factory(layer, concat("layers.", layer, "."), params)),
         axis(tensor_axis),
@@ -63,9 +63,11 @@ struct Decoder::Block {
 };
 
 Decoder::Decoder(const config::ModelConfig& config, const FeedForwardFactory& factory,
-                 std::shared_ptr<const TensorAxis> axis, std::shared_ptr<const DecoderPieces> pieces)
+                 std::shared_ptr<const TensorAxis> axis, std::shared_ptr<const DecoderPieces> pieces,
+                 std::shared_ptr<const ContextAxis> context)
     : config_(config),
       axis_(std::move(axis)),
+      context_(std::move(context)),
       pieces_(std::move(pieces)),
       rope_scaling_(rope_scaling(config.rope)) {
   const bool has_first = !pieces_ || pieces_->has_first(), has_last = !pieces_ || pieces_->has_last();
@@ -82,13 +84,14 @@ Decoder::Decoder(const config::ModelConfig& config, const FeedForwardFactory& fa
   for (int64_t layer = 0; layer < config.layers; ++layer)
     if (!pieces_ || pieces_->has_layer(layer))
       blocks_[static_cast<size_t>(layer)] =
-          std::make_unique<Block>(config, factory, layer, params_, axis_.get());
+          std::make_unique<Block>(config, factory, layer, params_, axis_.get(), context_.get());
   if (!has_last) return;
   final_norm_ = &declare_norm(params_, "final_norm", config.dim);
   if (!config.tied_embeddings) output_ = declare_vocabulary("output");
   if (config.mtp.depth == 0) return;
   mtp_ = std::make_unique<MultiToken>(config.dim, config.norm_eps, config.init_std, params_, axis_.get());
-  blocks_.push_back(std::make_unique<Block>(config, factory, config.layers, params_, axis_.get()));
+  blocks_.push_back(
+      std::make_unique<Block>(config, factory, config.layers, params_, axis_.get(), context_.get()));
 }
 
 Decoder::~Decoder() = default;
@@ -115,6 +118,7 @@ FeedForwardContext Decoder::context_of(const TokenBatch& batch, const ForwardOpt
   context.may_drop = options.may_drop;
   context.observer = options.observer;
   context.load_sum = options.load_sum;
+  context.sequence_sum = options.sequence_sum;
   return context;
 }
 
@@ -210,7 +214,9 @@ at::Tensor Decoder::model_balance_loss(const ModelLoad& load) const {
 
 void Decoder::predict_further(const at::Tensor& hidden_TD, const TokenBatch& batch,
                               const ForwardOptions& options, DecoderOutput& output, ModelLoad& load) const {
-  const MultiToken::Shifted next = MultiToken::shift(batch.tokens_T, batch.targets_T, batch.positions_T);
+  const MultiToken::Shifted next =
+      batch.next_tokens_T.defined() ? MultiToken::Shifted{batch.next_tokens_T, batch.next_targets_T}
+                                    : MultiToken::shift(batch.tokens_T, batch.targets_T, batch.positions_T);
   const Stream in{mtp_->combine(hidden_TD, embed(next.tokens_T)), {}};
   const Stream out = run_block(config_.layers, in, batch, options, output, load);
   const at::Tensor mtp_TD =

@@ -1,6 +1,7 @@
 // The decoder: embedding, blocks, final norm, output layer; pre-norm blocks
 //   x += attention(norm(x)); x += feed_forward(norm(x)).
-// Written for one device; a tensor axis, where given, splits heads, hidden units and the vocabulary. Of a
+// Written for one device; a tensor axis, where given, splits heads, hidden units and the vocabulary, and a
+// context axis the tokens of each sequence (passes over a cache have all tokens everywhere). Of a
 // model that is dealt out to the stages of a pipeline a decoder has some pieces: the first piece embeds, the
 // last has final norm, output layer and multi-token prediction.
 #pragma once
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "config/model_config.h"
+#include "nn/context_axis.h"
 #include "nn/feed_forward.h"
 #include "nn/kv_cache.h"
 #include "nn/param.h"
@@ -29,7 +31,8 @@ namespace moebius::nn {
 using FeedForwardFactory =
     std::function<std::unique_ptr<FeedForward>(int64_t layer, const std::string& prefix, ParamTable& params)>;
 
-// A flat micro-batch on the model's device.
+// A flat micro-batch on the model's device. With a context axis tokens, targets, positions and sequence
+// numbers are those of this process, and documents those of whole sequences.
 struct TokenBatch {
   at::Tensor tokens_T;     // int64
   at::Tensor targets_T;    // int64, kernels::kIgnoredTarget for none
@@ -38,6 +41,9 @@ struct TokenBatch {
   int64_t max_position = 0;  // largest position + 1
   at::Tensor sequence_of_T;  // see FeedForwardContext
   int64_t num_sequences = 1;
+  // Where the row behind a token's is not that of the next token (context parallelism): what
+  // MultiToken::shift gives for the whole sequences. Undefined else.
+  at::Tensor next_tokens_T, next_targets_T;
 };
 
 struct ForwardOptions {
@@ -47,7 +53,8 @@ struct ForwardOptions {
   bool with_mtp = false;         // the block of multi-token prediction runs, where the config has it
   bool may_drop = true;          // capacity limits apply
   RoutingObserver* observer = nullptr;
-  const LoadSum* load_sum = nullptr;  // see FeedForwardContext
+  const LoadSum* load_sum = nullptr;  // see FeedForwardContext, as of the next
+  const LoadSum* sequence_sum = nullptr;
   // Called with every named intermediate result, in order of computation (to find the first non-finite one).
   std::function<void(const std::string& name, const at::Tensor& value)> probe;
 };
@@ -74,7 +81,8 @@ class Decoder {
   // output layer is that, or multi-token prediction reads it (is_embedding_shared).
   Decoder(const config::ModelConfig& config, const FeedForwardFactory& factory,
           std::shared_ptr<const TensorAxis> axis = nullptr,
-          std::shared_ptr<const DecoderPieces> pieces = nullptr);
+          std::shared_ptr<const DecoderPieces> pieces = nullptr,
+          std::shared_ptr<const ContextAxis> context = nullptr);
   ~Decoder();
 
   ParamTable& params() { return params_; }
@@ -166,7 +174,8 @@ class Decoder {
   at::Tensor model_balance_loss(const ModelLoad& load) const;
 
   config::ModelConfig config_;
-  std::shared_ptr<const TensorAxis> axis_;  // null: this process has the whole model
+  std::shared_ptr<const TensorAxis> axis_;      // null: this process has the whole model
+  std::shared_ptr<const ContextAxis> context_;  // null: it has whole sequences
   ParamTable params_;
   std::shared_ptr<const DecoderPieces> pieces_;  // null: all layers are here
   Param* embedding_ = nullptr;                   // (V, D); null where no piece here reads it

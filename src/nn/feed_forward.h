@@ -25,13 +25,13 @@ class RoutingObserver {
                        const at::Tensor& /*weights_TK*/) {}
 };
 
-// Where several processes share one micro-batch: sums over them, so that the balance loss is that of all its
-// tokens. Implemented in parallel/load_sum.h.
+// Where several processes share one micro-batch, or each of its sequences: sums over them, so that the
+// balance loss is that of all tokens. Implemented in parallel/load_sum.h.
 class LoadSum {
  public:
   virtual ~LoadSum() = default;
   virtual int num_ranks() const = 0;
-  // counts_E of this rank, summed; a new tensor without gradient.
+  // Counts of this rank, summed; a new tensor without gradient.
   virtual at::Tensor sum(const at::Tensor& counts_E) const = 0;
 };
 
@@ -45,7 +45,8 @@ struct FeedForwardContext {
   bool with_losses = false;  // balance losses are wanted
   bool may_drop = true;      // a capacity limit applies (not in generation)
   RoutingObserver* observer = nullptr;
-  const LoadSum* load_sum = nullptr;  // null: the micro-batch is this process's alone
+  const LoadSum* load_sum = nullptr;      // null: the micro-batch is this process's alone
+  const LoadSum* sequence_sum = nullptr;  // null: its sequences are
 };
 
 struct FeedForwardResult {

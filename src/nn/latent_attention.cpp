@@ -109,7 +109,7 @@ at::Tensor LatentAttention::forward(const at::Tensor& x_TD, const at::Tensor& po
                             options_.value_dim};
   shape.scale = scale();
   const at::Tensor in_TD = enter(options_.axis, x_TD, positions_T.size(0));
-  return output(ops::attention(expanded(in_TD, positions_T, cos_sin_PD), documents, shape));
+  return output(attend(options_.context, expanded(in_TD, positions_T, cos_sin_PD), documents, shape));
 }
 
 at::Tensor LatentAttention::forward_cached(const at::Tensor& x_TD, const at::Tensor& positions_T,

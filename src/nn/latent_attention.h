@@ -11,6 +11,7 @@
 
 #include <string>
 
+#include "nn/context_axis.h"
 #include "nn/self_attention.h"
 #include "nn/tensor_axis.h"
 
@@ -25,8 +26,9 @@ struct LatentAttentionOptions {
   bool bias = false;          // of the projections to the latents
   bool output_bias = false;
   double init_std = 0.02;
-  double out_std = 0.02;             // of the output projection
-  const TensorAxis* axis = nullptr;  // that splits the heads; outlives the layer
+  double out_std = 0.02;                 // of the output projection
+  const TensorAxis* axis = nullptr;      // that splits the heads; outlives the layer
+  const ContextAxis* context = nullptr;  // that splits the tokens; outlives the layer
 };
 
 class LatentAttention final : public SelfAttention {

@@ -51,14 +51,16 @@ LatentAttentionOptions latent_options(const config::ModelConfig& config) {
 
 std::unique_ptr<SelfAttention> make_attention(const config::ModelConfig& config, int64_t layer,
                                               const std::string& prefix, ParamTable& params,
-                                              const TensorAxis* axis) {
+                                              const TensorAxis* axis, const ContextAxis* context) {
   if (config.is_latent()) {
     LatentAttentionOptions options = latent_options(config);
     options.axis = axis;
+    options.context = context;
     return std::make_unique<LatentAttention>(options, prefix, params);
   }
   AttentionOptions options = attention_options(config, layer);
   options.axis = axis;
+  options.context = context;
   return std::make_unique<Attention>(options, prefix, params);
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "config/model_config.h"
+#include "nn/context_axis.h"
 #include "nn/kv_cache.h"
 #include "nn/param.h"
 #include "nn/recompute.h"
@@ -21,7 +22,8 @@ class SelfAttention {
  public:
   virtual ~SelfAttention() = default;
 
-  // x_TD: tokens of whole documents, as the model's tensor axis leaves them. cos_sin_PD: ops::rope_table of
+  // x_TD: tokens of whole documents, as the model's tensor axis leaves them; with a context axis those of
+  // them that are here. cos_sin_PD: ops::rope_table of
   // the rotated channels. `discards`, where given, gets what can be made again cheaply.
   virtual at::Tensor forward(const at::Tensor& x_TD, const at::Tensor& positions_T,
                              const at::Tensor& cos_sin_PD, const ops::Segments& documents,
@@ -33,10 +35,11 @@ class SelfAttention {
                                     const at::Tensor& cos_sin_PD, int64_t layer, KvCache& cache) const = 0;
 };
 
-// The attention of a layer as the config says; declares its parameters.
+// The attention of a layer as the config says; declares its parameters. The axes outlive it.
 std::unique_ptr<SelfAttention> make_attention(const config::ModelConfig& config, int64_t layer,
                                               const std::string& prefix, ParamTable& params,
-                                              const TensorAxis* axis = nullptr);
+                                              const TensorAxis* axis = nullptr,
+                                              const ContextAxis* context = nullptr);
 
 // A cache for `capacity` tokens of the config's form: keys and values of this process's heads, or latents.
 KvCache make_kv_cache(const config::ModelConfig& config, int64_t capacity, const at::TensorOptions& options,
