@@ -57,6 +57,9 @@ nlohmann::ordered_json json_of(const tune::Choice& choice) {
 
 std::vector<tune::Choice> choices_of(const config::RunConfig& config, const tune::Cluster& cluster,
                                      const ClusterOptions& options) {
+  if (config.parallel.cp > 1)
+    throw_user_error("--cluster ", options.cluster, ": parallel.cp is ", config.parallel.cp,
+                     ", and the prediction knows no context parallelism; add --set parallel.cp=1");
   if (options.layouts > 0) {
     std::vector<tune::Choice> best = tune::best_layouts(config, cluster, static_cast<size_t>(options.layouts),
                                                         options.virtual_stages, options.hides);

@@ -117,6 +117,9 @@ TEST_F(PlanCommand, predicts_a_step_on_a_cluster) {
   EXPECT_EQ(best["kind"], "predicted");
   EXPECT_THAT(run(mixtral + " --cluster h100x128 --set parallel.tp=16"), HasSubstr("48 heads"));
   EXPECT_THAT(run(mixtral + " --cluster h100x2 --layouts 3"), HasSubstr("take more GPUs"));
+  EXPECT_THAT(run(mixtral + " --cluster h100x8 --set parallel.cp=2"),
+              HasSubstr("parallel.cp is 2, and the prediction knows no context parallelism; add --set "
+                        "parallel.cp=1"));
   EXPECT_THAT(run(mixtral + " --cluster a100x8"), HasSubstr("h100x128 or h200x8"));
 }
 

@@ -32,8 +32,7 @@ DataAxes data_axes(const Mesh& mesh, int64_t zero_stage) {
     for (const Axis axis : {Axis::dp, Axis::fsdp})
       if (layout.size(axis) == layout.size(Axis::data)) axes.dense.shard = &mesh.on(axis);
   } else {
-    MOEBIUS_CHECK_EQ(layout.size(Axis::cp), 1, "context parallel ranks hold the same shards");
-    axes.dense.shard = &mesh.on(Axis::fsdp);
+    axes.dense.shard = &mesh.on(layout.size(Axis::cp) > 1 ? Axis::shard : Axis::fsdp);
     axes.dense.replica = &mesh.on(Axis::dp);
   }
   return axes;

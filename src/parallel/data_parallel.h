@@ -50,7 +50,8 @@ struct DataParallelOptions {
 class Mesh;
 
 // The axes of a run. In stage 0 all ranks with other data form one axis; otherwise parallel.fsdp is the shard
-// axis, with parallel.dp copies, and the state of experts is cut over all ranks that hold the same ones.
+// axis (with parallel.cp ranks of both together), with parallel.dp copies, and the state of experts is cut
+// over all ranks that hold the same ones.
 DataAxes data_axes(const Mesh& mesh, int64_t zero_stage);
 
 class DataParallel final : public nn::ParamGate {

@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "base/concat.h"
 #include "base/error.h"
+#include "config/batching.h"
 #include "parallel/tensor_axis.h"
 
 namespace moebius::parallel {
@@ -27,7 +28,7 @@ int64_t grid_side(const config::ParallelConfig& config) {
 
 const char* name_of(Axis axis) {
   static constexpr const char* kNames[] = {
-      "world", "pp",       "pp_back", "dp",      "fsdp",      "cp",     "tp",        "data",
+      "world", "pp",       "pp_back", "dp",      "fsdp",      "cp",     "tp",        "data",       "shard",
       "ep",    "ep_sizes", "ep_node", "ep_rail", "expert_tp", "tp_row", "tp_column", "expert_data"};
   return kNames[static_cast<size_t>(axis)];
 }
@@ -61,6 +62,8 @@ Run run_of(const Layout::Sizes& s, Axis axis) {
       return {s.tp * s.cp * s.fsdp, s.dp};
     case Axis::data:
       return {s.tp, data};
+    case Axis::shard:
+      return {s.tp, s.cp > 1 ? s.fsdp * s.cp : 1};
     case Axis::pp:
     case Axis::pp_back:
       return {stage, s.pp};
@@ -130,7 +133,27 @@ void refuse_missing(const config::ParallelConfig& p) {
   };
   if (p.tp > 1 && p.tp_mode == "1d" && p.expert_tp == 1)
     refuse("expert_tp", 1, "whole experts beside split attention", 0);
-  if (p.cp > 1) refuse("cp", p.cp, "context parallelism", 1);
+  if (p.cp > 1 && p.tp > 1 && p.tp_mode == "2d")
+    refuse("tp_mode", "'2d'", concat("a grid of tensor ranks beside parallel.cp = ", p.cp), "'1d'");
+}
+
+// Ranks of cp share each sequence evenly, so that all have the same part of every mean over tokens.
+void check_context(const config::RunConfig& config) {
+  const int64_t ranks = config.parallel.cp, length = config.train.sequence;
+  if (ranks == 1) return;
+  if (length % ranks != 0)
+    throw_user_error("train.sequence is ", length, ", which the ", ranks,
+                     " ranks of parallel.cp cannot share evenly; use ",
+                     length > ranks ? concat(length / ranks * ranks, " or ") : std::string(),
+                     (length / ranks + 1) * ranks,
+                     ", or a parallel.cp that divides it: ", common_divisors({length}));
+  using Kind = config::BatchingKind;
+  const Kind kind = config::parse_batching(config.data.batching, "data.batching").kind;
+  if (kind != Kind::window && kind != Kind::pad && kind != Kind::pack)
+    throw_user_error("data.batching is '", config.data.batching,
+                     "', whose micro-batches have another length each, but the ", ranks,
+                     " ranks of parallel.cp share equal parts of them; use 'window', 'pad' or 'pack', or "
+                     "parallel.cp = 1");
 }
 
 // What the model's sizes allow.
@@ -287,6 +310,7 @@ Layout make_layout(const config::RunConfig& config, int world) {
   check_model(p, config.model);
   check_grid(config);
   check_pipeline(config);
+  check_context(config);
   const int64_t fixed = p.tp * p.cp * p.pp;
   if (fixed > world || world % fixed != 0) {
     const int64_t below = world / fixed * fixed;

@@ -27,7 +27,9 @@ enum class Axis : uint8_t {
   fsdp,
   cp,
   tp,
-  data,  // dp x fsdp x cp: ranks that hold the same part of dense layers and see other tokens
+  data,   // dp x fsdp x cp: ranks that hold the same part of dense layers and see other tokens
+  shard,  // fsdp x cp: those of one copy of what parallel.zero_stage splits; of one rank without cp, where it
+          // is fsdp
   ep,
   ep_sizes,  // the same ranks; carries how many tokens go where, which none of them hold up then
   ep_node,   // neighbours of ep that share a machine, and
@@ -39,10 +41,10 @@ enum class Axis : uint8_t {
   tp_column,
   expert_data,  // ranks that hold the same part of the same experts
 };
-inline constexpr Axis kAxes[] = {Axis::world,     Axis::pp,       Axis::pp_back,   Axis::dp,
-                                 Axis::fsdp,      Axis::cp,       Axis::tp,        Axis::data,
-                                 Axis::ep,        Axis::ep_sizes, Axis::ep_node,   Axis::ep_rail,
-                                 Axis::expert_tp, Axis::tp_row,   Axis::tp_column, Axis::expert_data};
+inline constexpr Axis kAxes[] = {
+    Axis::world,   Axis::pp,        Axis::pp_back, Axis::dp,        Axis::fsdp,       Axis::cp,
+    Axis::tp,      Axis::data,      Axis::shard,   Axis::ep,        Axis::ep_sizes,   Axis::ep_node,
+    Axis::ep_rail, Axis::expert_tp, Axis::tp_row,  Axis::tp_column, Axis::expert_data};
 // "data"
 const char* name_of(Axis axis);
 

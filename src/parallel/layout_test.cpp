@@ -216,8 +216,44 @@ TEST(LayoutTest, what_does_not_go_with_a_grid_is_refused_by_name) {
 // To be shortened as they land.
 TEST(LayoutTest, axes_that_are_not_there_yet_are_refused_by_name) {
   config::RunConfig config = small_config();
-  config.parallel.cp = 2;
-  EXPECT_EQ(refusal(config, 2), "parallel.cp is 2, but context parallelism is not there yet; set it to 1");
+  config.parallel.tp = 4;
+  config.parallel.tp_mode = "2d";
+  EXPECT_EQ(refusal(config, 4),
+            "parallel.tp_mode is '2d', but tensor parallelism on a grid of ranks is not there yet; set it to "
+            "'1d'");
+}
+
+TEST(LayoutTest, context_ranks_share_sequences_evenly_or_are_refused) {
+  const auto refused = [](const auto& change) {
+    config::RunConfig config = small_config();
+    config.parallel.cp = 4;
+    config.train.sequence = 64;
+    change(config);
+    return refusal(config, 8);
+  };
+  using C = config::RunConfig;
+  EXPECT_EQ(refused([](C&) {}), "accepted");
+  for (const char* batching : {"pad", "pack"})
+    EXPECT_EQ(refused([&](C& c) { c.data.batching = batching; }), "accepted");
+  EXPECT_EQ(refused([](C& c) { c.train.sequence = 66; }),
+            "train.sequence is 66, which the 4 ranks of parallel.cp cannot share evenly; use 64 or 68, or a "
+            "parallel.cp that divides it: 1, 2, 3, 6, 11, 22, 33 or 66");
+  for (const char* batching : {"balanced", "three-buckets", "buckets:4"})
+    EXPECT_EQ(refused([&](C& c) { c.data.batching = batching; }),
+              concat("data.batching is '", batching,
+                     "', whose micro-batches have another length each, but the 4 ranks of parallel.cp share "
+                     "equal parts of them; use 'window', 'pad' or 'pack', or parallel.cp = 1"));
+}
+
+// What a stage of ZeRO splits lies over fsdp and cp together, neighbours in the layout.
+TEST(LayoutTest, shards_lie_over_context_ranks_too) {
+  const Layout both({.dp = 2, .fsdp = 2, .cp = 2, .tp = 2, .expert_tp = 2});
+  EXPECT_EQ(both.size(Axis::shard), 4);
+  EXPECT_EQ(both.group(Axis::shard, 9), (std::vector<int>{9, 11, 13, 15}));
+  EXPECT_EQ(both.batch_parts(), 4);
+  EXPECT_EQ(both.batch_part(9), both.batch_part(11));
+  EXPECT_EQ(describe(both), "16 processes: dp 2 x fsdp 2 x cp 2 x tp 2");
+  EXPECT_EQ(Layout({.dp = 2, .fsdp = 2, .tp = 2}).size(Axis::shard), 1);
 }
 
 TEST(LayoutTest, micro_batches_in_turns_need_trips_a_whole_model_and_a_partner) {

@@ -4,6 +4,7 @@
 #include "parallel/expert_dispatcher.h"
 #include "parallel/grid_axis.h"
 #include "parallel/mesh.h"
+#include "parallel/ring_attention.h"
 #include "parallel/stage_link.h"
 #include "parallel/tensor_axis.h"
 
@@ -31,8 +32,10 @@ std::unique_ptr<nn::Decoder> make_spread_decoder(const config::RunConfig& config
   } else if (tp.size() > 1) {
     axis = make_tensor_axis(tp, config.parallel.sequence_parallel);
   }
-  std::unique_ptr<nn::Decoder> decoder =
-      moe::make_decoder(config.model, std::move(dispatcher), std::move(axis), make_pieces(config, mesh));
+  std::shared_ptr<const nn::ContextAxis> context;
+  if (Communicator& cp = mesh.on(Axis::cp); cp.size() > 1) context = make_context_axis(cp);
+  std::unique_ptr<nn::Decoder> decoder = moe::make_decoder(
+      config.model, std::move(dispatcher), std::move(axis), make_pieces(config, mesh), std::move(context));
   decoder->params().split(shards);
   return decoder;
 }

@@ -6,6 +6,8 @@
 #include <ATen/ops/from_blob.h>
 
 #include "base/check.h"
+#include "parallel/mesh.h"
+#include "parallel/ring_attention.h"
 
 namespace moebius::train {
 namespace {
@@ -29,6 +31,7 @@ nn::TokenBatch to_device(data::Batch& batch, at::Device device) {
   out.positions_T = transfer(at::from_blob(batch.positions.data(), {num_tokens}, ints), device);
   out.documents.cu_seqlens = batch.cu_seqlens;
   out.documents.max_length = batch.max_seqlen;
+  out.documents.sequence_length = batch.sequence_length;
   if (!device.is_cpu() && out.documents.uniform_length() == 0)
     out.documents.cu_seqlens_device = transfer(
         at::from_blob(batch.cu_seqlens.data(), {static_cast<int64_t>(batch.cu_seqlens.size())}, ints),
@@ -39,6 +42,13 @@ nn::TokenBatch to_device(data::Batch& batch, at::Device device) {
     out.sequence_of_T =
         at::arange(batch.num_sequences, ints.device(device)).repeat_interleave(batch.sequence_length);
   return out;
+}
+
+nn::TokenBatch to_device(data::Batch& batch, at::Device device, const parallel::Mesh* mesh, bool with_mtp) {
+  nn::TokenBatch whole = to_device(batch, device);
+  if (mesh == nullptr) return whole;
+  const parallel::Communicator& axis = mesh->on(parallel::Axis::cp);
+  return parallel::part_of_batch(whole, {axis.size(), axis.rank()}, with_mtp);
 }
 
 void copy_to_device(data::Batch& batch, nn::TokenBatch& out) {

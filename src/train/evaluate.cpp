@@ -8,6 +8,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "base/check.h"
 #include "moe/load_statistics.h"
 #include "parallel/mesh.h"
 #include "telemetry/trace.h"
@@ -102,6 +103,11 @@ Evaluation evaluate(const nn::Decoder& decoder, data::ValidationSet& set, int64_
   at::Tensor token_loss_T;
   const int64_t parts = mesh == nullptr ? 1 : mesh->layout().batch_parts();
   const int64_t part = mesh == nullptr ? 0 : mesh->layout().batch_part(mesh->rank());
+  // Of ranks that share each sequence one counts the whole, and each has the loss of its part.
+  const bool counts_targets = mesh == nullptr || mesh->layout().index(parallel::Axis::cp, mesh->rank()) == 0;
+  MOEBIUS_CHECK((details.parts == nullptr && details.likeliest_tokens == nullptr) || mesh == nullptr ||
+                    mesh->layout().size(parallel::Axis::cp) == 1,
+                "details of parts of sequences");
   // All ranks pass equally many batches, because a pass may exchange tokens: those that have none left pass
   // the first again, and do not count it.
   for (int64_t round = 0; round < (count + parts - 1) / parts; ++round) {
@@ -109,11 +115,13 @@ Evaluation evaluate(const nn::Decoder& decoder, data::ValidationSet& set, int64_
     const bool counts = i < count;
     set.fill(counts ? i : 0, batch);
     options.observer = counts ? &observer : nullptr;
-    const nn::TokenBatch tokens = to_device(batch, decoder.device());
+    const nn::TokenBatch tokens = to_device(batch, decoder.device(), mesh, options.with_mtp);
     const at::Tensor hidden_TD = decoder.forward(tokens, options).hidden_TD;
     if (!counts) continue;
-    result.num_targets += batch.num_targets;
-    result.target_bytes += batch.target_bytes;
+    if (counts_targets) {
+      result.num_targets += batch.num_targets;
+      result.target_bytes += batch.target_bytes;
+    }
     if (!hidden_TD.defined()) continue;  // the last stage has it
     sum += decoder.loss(hidden_TD, tokens.targets_T, 1.0, details.parts != nullptr ? &token_loss_T : nullptr)
                .item<double>();

@@ -221,16 +221,39 @@ void Replay::second_product_backward(int64_t weight, int64_t wide) {
 
 Tensor Replay::attention(const Tensor& qkv, BlockNodes* nodes) {
   const Class keep = nodes != nullptr ? kActivations : kWorkspace;
+  Kept ring;  // ops::AttentionSums, keys and values at hand and on their way
+  if (context_ranks_ > 1) {
+    ring = {make32(kWorkspace, num_tokens_ * out_width_), make(kWorkspace, num_tokens_ * part_width()),
+            make(kWorkspace, num_tokens_ * part_width())};
+    add_score_blocks(ring);
+  }
   const Tensor out = make(keep, num_tokens_ * out_width_),
                log_sums = make32(keep, num_tokens_ * model_.heads);
   if (nodes != nullptr) nodes->attention = {qkv, out, log_sums};
   return out;
 }
 
+// Where no fused kernel of a GPU serves, scores and their gradients exist in blocks (ops/attention_part.h).
+void Replay::add_score_blocks(Kept& ring) {
+  const bool flash = element_ == 2 && !has_windows() && model_.query_dim() == model_.value_dim();
+  if (on_cuda_ && !flash) ring.push_back(bytes(kWorkspace, 3 * kScoreBlockBytes));
+}
+
+// Gradients of queries; of keys and values this rank's own, those being made and two on their way; keys and
+// values themselves (parallel/ring_attention.h).
+Tensor Replay::ring_backward() {
+  const int64_t part = num_tokens_ * part_width();
+  Kept ring{make32(kWorkspace, num_tokens_ * query_width_), make(kWorkspace, part), make(kWorkspace, part)};
+  for (int i = 0; i < 4; ++i) ring.push_back(make32(kWorkspace, part));
+  add_score_blocks(ring);
+  return make(kWorkspace, num_tokens_ * (query_width_ + key_width_ + value_width_));
+}
+
 Tensor Replay::attention_backward() {
+  if (context_ranks_ > 1) return ring_backward();
   const int64_t elements = num_tokens_ * (query_width_ + key_width_ + value_width_);
   if (!on_cuda_) return make(kWorkspace, elements);
-  if (model_.attention_sinks || model_.sliding_window > 0) {
+  if (model_.attention_sinks || has_windows()) {
     // ops::attention_in_blocks: the scores of a block and their gradients, sums of keys and values.
     const Tensor grad_qkv = make(kWorkspace, elements);
     const Tensor sums = make32(kWorkspace, num_tokens_ * (key_width_ + value_width_));

@@ -54,7 +54,11 @@ config::ModelConfig model_of_rank(const config::RunConfig& config) {
 }  // namespace
 
 bool is_shared(const config::RunConfig& config) {
-  return config.parallel.dp > 1 || config.parallel.fsdp > 1;
+  return config.parallel.dp > 1 || config.parallel.fsdp > 1 || config.parallel.cp > 1;
+}
+
+int64_t shard_ranks(const config::RunConfig& config) {
+  return std::max<int64_t>(config.parallel.fsdp, 1) * config.parallel.cp;
 }
 
 Replay::Replay(const config::RunConfig& config, const nn::ParamTable& params, bool on_cuda)
@@ -64,7 +68,8 @@ Replay::Replay(const config::RunConfig& config, const nn::ParamTable& params, bo
       on_cuda_(on_cuda),
       element_(config.train.precision == "bf16" ? 2 : 4),
       side_(parallel::grid_side(config.parallel)),
-      num_tokens_((largest_micro_batch(config) + side_ - 1) / side_),
+      context_ranks_(config.parallel.cp),
+      num_tokens_((largest_micro_batch(config) + side_ * context_ranks_ - 1) / (side_ * context_ranks_)),
       num_micro_(config.train.batch / micro_batch(config)),
       dim_(model_.dim),
       stream_dim_((model_.dim + side_ - 1) / side_),
@@ -91,7 +96,7 @@ void Replay::accumulate_rest(const std::string& prefix) {
 void Replay::allocate_state(const config::RunConfig& config, const nn::ParamTable& params) {
   tape_.begin("between steps");
   const int64_t stage = is_shared(config) ? config.parallel.zero_stage : 0;
-  const int64_t ranks = std::max<int64_t>(config.parallel.fsdp, 1);
+  const int64_t ranks = shard_ranks(config);
   const auto share = [ranks](bool is_split, int64_t whole) {
     return is_split ? (whole + ranks - 1) / ranks : whole;
   };
@@ -130,7 +135,7 @@ void Replay::allocate_shared(const config::RunConfig& config, const nn::ParamTab
     const int64_t own_bytes = param_bytes_.at(param.spec.name);
     all_bytes += own_bytes;
     block_bytes[parallel::block_of(param.spec)] += own_bytes;
-    const int64_t ranks = is_split ? std::max<int64_t>(parallel.fsdp, 1) : 1;
+    const int64_t ranks = is_split ? shard_ranks(config) : 1;
     state_.push_back(bytes(kGradients, (own_bytes + ranks - 1) / ranks));
     // Those that autograd makes are copied into buckets and released.
     grads_.emplace(param.spec.name, nullptr);
@@ -283,8 +288,7 @@ MemoryPlan plan_memory(const config::RunConfig& config, const nn::ParamTable& pa
     plan.snapshot_bytes = plan.largest.weights_bytes + plan.largest.master_bytes + plan.largest.moments_bytes;
   // Ranks write about as much each.
   if (memory::is_shared(config) && config.parallel.zero_stage == 0)
-    plan.snapshot_bytes /=
-        std::max<int64_t>(config.parallel.dp, 1) * std::max<int64_t>(config.parallel.fsdp, 1);
+    plan.snapshot_bytes /= std::max<int64_t>(config.parallel.dp, 1) * memory::shard_ranks(config);
   plan.snapshot_beside_step =
       plan.snapshot_bytes > 0 && checkpoint.every > 0 && checkpoint.every < config.train.steps;
   return plan;

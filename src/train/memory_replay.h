@@ -28,9 +28,11 @@ constexpr Class kActivations = &MemoryByClass::activations_bytes;
 constexpr Class kGradients = &MemoryByClass::gradients_bytes;
 constexpr Class kWorkspace = &MemoryByClass::workspace_bytes;
 
-// Several ranks see parts of the batch: parallel.dp and parallel.fsdp say how many. (What they leave open
-// counts as one.)
+// Several ranks see parts of the batch: parallel.dp, parallel.fsdp and parallel.cp say how many. (What they
+// leave open counts as one.)
 bool is_shared(const config::RunConfig& config);
+// Ranks that share what parallel.zero_stage splits.
+int64_t shard_ranks(const config::RunConfig& config);
 
 // What the nodes of one dense feed-forward keep.
 struct DenseNodes {
@@ -77,6 +79,10 @@ class Replay {
   Tensor latent_projection_backward(const std::string& prefix, BlockNodes& nodes, Tensor grad_qkv);
   Tensor attention(const Tensor& qkv, BlockNodes* nodes);
   Tensor attention_backward();
+  Tensor ring_backward();
+  void add_score_blocks(Kept& ring);
+  bool has_windows() const { return model_.sliding_window > 0; }
+  int64_t part_width() const { return key_width_ + value_width_; }
   Tensor feed_forward(int64_t layer, const Tensor& x, BlockNodes* nodes);
   Tensor feed_forward_backward(int64_t layer, BlockNodes& nodes);
   Tensor dense(int64_t width, const Tensor& x, DenseNodes* nodes, Kept* discards);
@@ -140,8 +146,9 @@ class Replay {
   const nn::Recompute recompute_;
   const int64_t recompute_layers_;
   const bool on_cuda_;
-  const int64_t element_;  // bytes
-  const int64_t side_;     // of the grid of tensor ranks, whose rows have shares of the tokens; 1: none
+  const int64_t element_;        // bytes
+  const int64_t side_;           // of the grid of tensor ranks, whose rows have shares of the tokens; 1: none
+  const int64_t context_ranks_;  // that share num_tokens_ of each of them
   const int64_t num_tokens_, num_micro_, dim_, stream_dim_, query_width_, key_width_, value_width_,
       out_width_;
   Tape tape_;

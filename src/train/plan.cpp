@@ -16,6 +16,7 @@
 #include "parallel/stage_link.h"
 #include "train/flops.h"
 #include "train/recompute_choice.h"
+#include "train/step.h"
 #include "tune/pipeline_schedule.h"
 
 namespace moebius::train {
@@ -150,6 +151,23 @@ config::RunConfig fullest_stage(const config::RunConfig& config) {
   return own;
 }
 
+// What parallel/ring_attention.h sends, of config.train.micro_batch sequences.
+int64_t context_bytes(const config::RunConfig& config) {
+  const config::ModelConfig& model = config.model;
+  const int64_t ranks = config.parallel.cp, bytes = config.train.precision == "bf16" ? 2 : 4;
+  if (ranks == 1) return 0;
+  const int64_t heads = (model.is_latent() ? model.heads : model.kv_heads) / config.parallel.tp;
+  const int64_t width = heads * (model.query_dim() + model.value_dim());
+  const int64_t values = config.train.micro_batch * config.train.sequence / ranks * (ranks - 1) * width;
+  int64_t sent = 0;
+  for (int64_t layer = 0; layer < model.layers + model.mtp.depth; ++layer) {
+    const bool twice = nn::recompute_of_layer(recompute_of(config.train.recompute),
+                                              config.train.recompute_layers, layer) == nn::Recompute::full;
+    sent += values * ((twice ? 3 : 2) * bytes + 4);
+  }
+  return sent;
+}
+
 std::unique_ptr<nn::Decoder> split_decoder(const config::RunConfig& config) {
   std::unique_ptr<nn::Decoder> decoder = moe::make_decoder(config.model);
   const auto first_of = [](int64_t size) { return nn::AxisPlace{static_cast<int>(size), 0}; };
@@ -202,6 +220,7 @@ Plan make_plan(const config::RunConfig& config, bool on_cuda) {
   plan.recompute_flops_per_token = recompute_flops_per_token(plan.config);
   plan.tokens_per_step = config.train.batch * config.train.sequence;
   plan.micro_batches = config.train.batch / plan.config.train.micro_batch;
+  plan.context_bytes_per_pass = context_bytes(plan.config);
   const config::RunConfig stage = fullest_stage(plan.config);
   plan.memory = config.parallel.pp == 1 ? plan_memory(stage, params, on_cuda)
                                         : plan_memory(stage, split_decoder(stage)->params(), on_cuda);
@@ -252,6 +271,9 @@ std::string to_text(const Plan& plan) {
               concat("  ", counted(plan.micro_batches, "pass", "es"), " of ",
                      counted(train.micro_batch, "sequence"), " of ", counted(train.sequence, "token")));
   text += row("FLOPs per step", format_count(plan.flops_per_step()));
+  if (plan.context_bytes_per_pass > 0)
+    text += row("keys and values sent", format_bytes(plan.context_bytes_per_pass),
+                concat("  per pass by each of ", plan.config.parallel.cp, " ranks (parallel.cp)"));
   text += recompute_text(plan);
   text += concat("memory on ", plan.on_cuda ? "cuda" : "cpu", ", ", train.precision, "\n");
   text += row("", "at the peak", "at most");
@@ -289,6 +311,7 @@ nlohmann::ordered_json to_json(const Plan& plan) {
                                          {"recompute_flops_per_token", option.extra_flops_per_token}});
   json["tokens_per_step"] = plan.tokens_per_step;
   json["micro_batches"] = plan.micro_batches;
+  if (plan.context_bytes_per_pass > 0) json["context_bytes_per_pass"] = plan.context_bytes_per_pass;
   json["precision"] = plan.config.train.precision;
   json["peak_bytes"] = plan.memory.peak_bytes();
   json["peak_moment"] = plan.memory.peak_moment;

@@ -25,6 +25,9 @@ struct Plan {
   double recompute_flops_per_token = 0;  // beyond them
   int64_t tokens_per_step = 0;
   int64_t micro_batches = 1;
+  // What each rank of parallel.cp sends of keys, values and their gradients for a micro-batch, forward and
+  // backward (parallel/ring_attention.h); 0 without.
+  int64_t context_bytes_per_pass = 0;
   MemoryPlan memory;
 
   double flops_per_step() const { return flops_per_token * static_cast<double>(tokens_per_step); }

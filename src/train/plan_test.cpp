@@ -264,6 +264,27 @@ TEST(Plan, ranks_hold_what_the_zero_stage_leaves_them) {
   EXPECT_LT(three.weights_bytes, outside + blocks / 4 + 2 * (blocks / 3));
 }
 
+TEST(Plan, ranks_that_share_sequences_hold_and_send_their_part) {
+  const auto planned = [](const std::vector<std::string>& overrides) {
+    return make_plan(plan_config(overrides), false);
+  };
+  const Plan one = planned({}), four = planned({"parallel.cp=4"});
+  EXPECT_EQ(4 * four.memory.largest.activations_bytes, one.memory.largest.activations_bytes);
+  EXPECT_EQ(four.memory.largest.weights_bytes, one.memory.largest.weights_bytes);
+  // What a stage of ZeRO splits lies over them too; each of fewer than 100 parameters is rounded up.
+  const MemoryByClass shared = planned({"parallel.cp=4", "parallel.zero_stage=1"}).memory.largest;
+  EXPECT_LE(std::abs(4 * shared.moments_bytes - one.memory.largest.moments_bytes), 8 * 4 * 100);
+  // Three quarters of a key and a value head pair of 16 for 12 sequences of 128 tokens, in four layers: bf16
+  // forward and backward, fp32 gradients; once more forward with recomputation.
+  const int64_t values = 12 * 128 * 3 / 4 * 2 * (16 + 16) * 4;
+  EXPECT_EQ(one.context_bytes_per_pass, 0);
+  EXPECT_EQ(four.context_bytes_per_pass, values * (2 * 2 + 4));
+  EXPECT_EQ(planned({"parallel.cp=4", "train.recompute=full"}).context_bytes_per_pass, values * (3 * 2 + 4));
+  EXPECT_EQ(planned({"parallel.cp=4", "parallel.tp=2"}).context_bytes_per_pass, values / 2 * (2 * 2 + 4));
+  EXPECT_THAT(to_text(four), HasSubstr("per pass by each of 4 ranks (parallel.cp)"));
+  EXPECT_THAT(to_text(one), Not(HasSubstr("keys and values sent")));
+}
+
 TEST(Plan, background_checkpoints_take_host_memory) {
   const Plan often = make_plan(plan_config({"checkpoint.every=10"}), false);
   const MemoryByClass& held = often.memory.largest;

@@ -177,9 +177,13 @@ Run::Run(const TrainOptions& options, const config::RunConfig& config, const dat
   } else {
     log_shares(*shares_, optimizer_, model_->pieces() != nullptr);
     state_.emplace(pieces_of(*model_, *shares_, optimizer_), options.mesh->world());
-    // With train.micro_batch = 0 a micro-batch is the whole batch, which the ranks share.
+    // With train.micro_batch = 0 a micro-batch is the whole batch, which the ranks share; those of a context
+    // axis share every one, and its sequences.
+    parallel::Communicator& context = options.mesh->on(parallel::Axis::cp);
+    if (context.size() > 1) sequence_sum_.emplace(context);
     if (options.config.train.micro_batch == 0) load_sum_.emplace(options.mesh->data());
-    step_.join(*options.mesh, *shares_, load_sum_ ? &*load_sum_ : nullptr);
+    const nn::LoadSum* const sequence_sum = sequence_sum_ ? &*sequence_sum_ : nullptr;
+    step_.join(*options.mesh, *shares_, load_sum_ ? &*load_sum_ : sequence_sum, sequence_sum);
   }
   if (!sources.validation.empty())
     validation_.emplace(sources.validation, sources.tokenizer, config.model.vocab, config.train.sequence,
@@ -460,7 +464,8 @@ void Run::load(data::Loader& loader) {
 
 void Run::begin_agreement() {
   if (options_.mesh == nullptr) return;
-  const StepTotals own = totals_of(next_.micro_batches);
+  StepTotals own = totals_of(next_.micro_batches);
+  if (options_.mesh->layout().index(parallel::Axis::cp, options_.mesh->rank()) > 0) own = {};
   next_.sums = at::empty({3}, at::kLong);
   int64_t* const each = next_.sums.mutable_data_ptr<int64_t>();
   each[0] = interrupt_requested() ? 1 : 0;

@@ -90,7 +90,7 @@ class Run {
   std::unique_ptr<Int8Experts> int8_experts_;   // null: experts are as the rest
   TrainStep step_;
   telemetry::TrainMetrics& metrics_;
-  std::optional<parallel::RankLoadSum> load_sum_;
+  std::optional<parallel::RankLoadSum> load_sum_, sequence_sum_;
   std::optional<ShardedState> state_;      // of several processes
   std::vector<ckpt::TensorGroup> groups_;  // of one
   std::optional<ckpt::AsyncCheckpointer> checkpointer_;

@@ -4,6 +4,7 @@
 #include <map>
 #include <mutex>
 
+#include "base/concat.h"
 #include "data/prepare.h"
 #include "parallel/data_parallel.h"
 #include "parallel/load_sum.h"
@@ -21,35 +22,39 @@ struct Outcome {
   StepNumbers numbers;
 };
 
-// The first step of `config` on each of `num_ranks` ranks.
+// The first step of `config` on each rank of a layout.
 std::vector<Outcome> first_step(const config::RunConfig& config, const data::Sources& sources,
-                                int num_ranks) {
-  std::vector<Outcome> outcomes(static_cast<size_t>(num_ranks));
-  parallel::ThreadMesh ranks(parallel::Layout({.dp = num_ranks}));
+                                const parallel::Layout& layout) {
+  std::vector<Outcome> outcomes(static_cast<size_t>(layout.world()));
+  parallel::ThreadMesh ranks(layout);
   ranks.run([&](const parallel::Mesh& mesh) {
     config::RunConfig own = config;
     own.model.vocab = 256;
-    if (own.train.micro_batch == 0) own.train.micro_batch = own.train.batch / num_ranks;
-    const auto model = make_model(own, at::kCPU);
-    parallel::DataParallel shares(model->params(), parallel::data_axes(mesh, 0), {});
+    const int parts = layout.batch_parts();
+    if (own.train.micro_batch == 0) own.train.micro_batch = own.train.batch / parts;
+    const auto model = make_model(own, at::kCPU, &mesh);
+    parallel::DataParallel shares(model->params(), parallel::data_axes(mesh, own.parallel.zero_stage),
+                                  {.zero_stage = own.parallel.zero_stage});
     model->set_gate(&shares);
     AdamW optimizer(own.optimizer, shares.slices());
     TrainStep step(own, *model, optimizer);
-    const parallel::RankLoadSum load_sum(mesh.data());
-    step.join(mesh, shares, config.train.micro_batch == 0 ? &load_sum : nullptr);
+    const parallel::RankLoadSum load_sum(mesh.data()), of_context(mesh.on(parallel::Axis::cp));
+    const nn::LoadSum* const sequence_sum = layout.size(parallel::Axis::cp) > 1 ? &of_context : nullptr;
+    step.join(mesh, shares, config.train.micro_batch == 0 ? &load_sum : sequence_sum, sequence_sum);
     const auto batches = data::make_training_batches(own.data, sources,
                                                      {.seed = 1,
                                                       .sequence = own.train.sequence,
                                                       .batch = own.train.batch,
                                                       .micro_batch = own.train.micro_batch,
                                                       .vocab_size = 256,
-                                                      .parts = num_ranks,
-                                                      .part = mesh.rank()});
+                                                      .parts = parts,
+                                                      .part = layout.batch_part(mesh.rank())});
     std::vector<data::Batch> micro_batches(
-        static_cast<size_t>(own.train.batch / own.train.micro_batch / num_ranks));
+        static_cast<size_t>(own.train.batch / own.train.micro_batch / parts));
     for (size_t i = 0; i < micro_batches.size(); ++i)
       batches->fill(0, static_cast<int64_t>(i), micro_batches[i]);
-    const StepTotals part = totals_of(micro_batches);
+    const StepTotals part =
+        layout.index(parallel::Axis::cp, mesh.rank()) == 0 ? totals_of(micro_batches) : StepTotals{};
     at::Tensor totals = at::empty({2}, at::kLong);
     totals[0] = part.num_tokens;
     totals[1] = part.num_targets;
@@ -65,49 +70,87 @@ std::vector<Outcome> first_step(const config::RunConfig& config, const data::Sou
   return outcomes;
 }
 
-TEST(SeveralRanks, the_first_step_has_the_gradients_and_numbers_of_one_process) {
+void expect_same_step(const std::vector<Outcome>& several, const Outcome& one) {
+  const Outcome& first = several[0];
+  EXPECT_NEAR(first.numbers.loss, one.numbers.loss, 1e-5 * one.numbers.loss);
+  EXPECT_NEAR(first.numbers.balance_loss, one.numbers.balance_loss, 1e-5 * one.numbers.balance_loss);
+  EXPECT_NEAR(first.numbers.mtp_loss, one.numbers.mtp_loss, 1e-5 * one.numbers.mtp_loss);
+  EXPECT_EQ(first.numbers.num_targets, one.numbers.num_targets);
+  EXPECT_EQ(first.numbers.num_tokens, one.numbers.num_tokens);
+  EXPECT_EQ(first.numbers.layers.at(0).load, one.numbers.layers.at(0).load);
+  EXPECT_NEAR(first.numbers.layers.at(0).entropy, one.numbers.layers.at(0).entropy, 1e-4);
+  ASSERT_EQ(first.moments.size(), one.moments.size());
+  for (const auto& [name, expected] : one.moments) {
+    const double size = expected.norm().item<double>();
+    EXPECT_LT((first.moments.at(name) - expected).norm().item<double>(), 1e-5 * size + 1e-9) << name;
+  }
+  // All ranks hold the same bits, the selection bias among them.
+  for (const Outcome& other : several)
+    for (const auto& [name, value] : first.values) EXPECT_TRUE(other.values.at(name).equal(value)) << name;
+}
+
+using Change = std::function<void(config::RunConfig&)>;
+
+void expect_as_one_process(const std::vector<Change>& changes, const std::vector<parallel::Layout>& layouts) {
   const TestFolder folder;
-  const std::vector<std::function<void(config::RunConfig&)>> changes{
-      [](config::RunConfig& c) { c.train.micro_batch = 0; },
-      [](config::RunConfig& c) { c.train.micro_batch = 1; },
-      [](config::RunConfig& c) {
-        c.train.micro_batch = 0;
-        c.model.moe.balance.aux_scope = "model";
-        c.train.recompute = "full";
-      },
-      [](config::RunConfig& c) {
-        c.train.micro_batch = 0;
-        c.model.moe.balance.aux_scope = "sequence";
-        c.model.mtp.depth = 1;
-      }};
   for (size_t i = 0; i < changes.size(); ++i) {
-    SCOPED_TRACE(i);
     config::RunConfig config = tiny_run(folder, "none", 10).config;
     config.model.moe.balance.aux_loss = 0.1;  // enough to be seen in the gradients
     changes[i](config);
     const data::Sources sources = data::open_sources(config.data, folder / "cache");
-    const Outcome one = first_step(config, sources, 1)[0];
-    for (const int num_ranks : {2, 4}) {
-      SCOPED_TRACE(num_ranks);
-      const std::vector<Outcome> several = first_step(config, sources, num_ranks);
-      const Outcome& first = several[0];
-      EXPECT_NEAR(first.numbers.loss, one.numbers.loss, 1e-5 * one.numbers.loss);
-      EXPECT_NEAR(first.numbers.balance_loss, one.numbers.balance_loss, 1e-5 * one.numbers.balance_loss);
-      EXPECT_NEAR(first.numbers.mtp_loss, one.numbers.mtp_loss, 1e-5 * one.numbers.mtp_loss);
-      EXPECT_EQ(first.numbers.num_targets, one.numbers.num_targets);
-      EXPECT_EQ(first.numbers.layers.at(0).load, one.numbers.layers.at(0).load);
-      EXPECT_NEAR(first.numbers.layers.at(0).entropy, one.numbers.layers.at(0).entropy, 1e-4);
-      ASSERT_EQ(first.moments.size(), one.moments.size());
-      for (const auto& [name, expected] : one.moments) {
-        const double size = expected.norm().item<double>();
-        EXPECT_LT((first.moments.at(name) - expected).norm().item<double>(), 1e-5 * size + 1e-9) << name;
-      }
-      // All ranks hold the same bits, the selection bias among them.
-      for (const Outcome& other : several)
-        for (const auto& [name, value] : first.values)
-          EXPECT_TRUE(other.values.at(name).equal(value)) << name;
+    const Outcome one = first_step(config, sources, parallel::Layout())[0];
+    for (const parallel::Layout& layout : layouts) {
+      SCOPED_TRACE(concat("change ", i, ", ", describe(layout)));
+      expect_same_step(first_step(config, sources, layout), one);
     }
   }
+}
+
+TEST(SeveralRanks, the_first_step_has_the_gradients_and_numbers_of_one_process) {
+  expect_as_one_process({[](config::RunConfig& c) { c.train.micro_batch = 0; },
+                         [](config::RunConfig& c) { c.train.micro_batch = 1; },
+                         [](config::RunConfig& c) {
+                           c.train.micro_batch = 0;
+                           c.model.moe.balance.aux_scope = "model";
+                           c.train.recompute = "full";
+                         },
+                         [](config::RunConfig& c) {
+                           c.train.micro_batch = 0;
+                           c.model.moe.balance.aux_scope = "sequence";
+                           c.model.mtp.depth = 1;
+                         }},
+                        {parallel::Layout({.dp = 2}), parallel::Layout({.dp = 4})});
+}
+
+// Each rank of cp has a part of the tokens of every sequence.
+TEST(SeveralRanks, that_share_sequences_have_the_gradients_and_numbers_of_one_process) {
+  expect_as_one_process(
+      {[](config::RunConfig& c) { c.train.micro_batch = 0; },
+       [](config::RunConfig& c) {
+         c.train.micro_batch = 1;
+         c.train.recompute = "selective";
+       },
+       [](config::RunConfig& c) {
+         c.model.moe.balance.aux_scope = "model";
+         c.train.recompute = "full";
+       },
+       [](config::RunConfig& c) {
+         c.model.moe.balance.aux_scope = "sequence";
+         c.model.mtp.depth = 1;
+         c.data.batching = "pad";
+       },
+       [](config::RunConfig& c) {
+         c.data.batching = "pack";
+         c.model.sliding_window = 5;
+         c.model.attention_sinks = true;
+         c.model.qk_norm = "none";
+       },
+       [](config::RunConfig& c) {
+         c.model.attention = "mla";
+         c.model.qk_norm = "none";
+         c.model.mla = {.q_rank = 12, .kv_rank = 16, .nope_dim = 8, .rope_dim = 4, .value_dim = 10};
+       }},
+      {parallel::Layout({.cp = 2}), parallel::Layout({.cp = 4}), parallel::Layout({.dp = 2, .cp = 2})});
 }
 
 }  // namespace

@@ -118,11 +118,12 @@ TrainStep::TrainStep(const config::RunConfig& config, nn::Decoder& decoder, Adam
   }
 }
 
-void TrainStep::join(const parallel::Mesh& mesh, parallel::DataParallel& shares,
-                     const nn::LoadSum* load_sum) {
+void TrainStep::join(const parallel::Mesh& mesh, parallel::DataParallel& shares, const nn::LoadSum* load_sum,
+                     const nn::LoadSum* sequence_sum) {
   mesh_ = &mesh;
   shares_ = &shares;
   options_.load_sum = load_sum;
+  options_.sequence_sum = sequence_sum;
 }
 
 TrainStep::SumOfRanks TrainStep::begin_sum(const MicroLosses& losses) {
@@ -371,10 +372,14 @@ PendingNumbers TrainStep::run(int64_t step, std::vector<data::Batch>& micro_batc
   if (const std::string key = bucket_key(micro_batches, pending.known_.num_targets); !key.empty()) {
     numbers = run_in_bucket(buckets_[key], work, micro_batches);
   } else {
-    work.tokens_of = [&](int64_t micro) { return micro_batches[static_cast<size_t>(micro)].num_tokens(); };
+    const int64_t parts = mesh_ == nullptr ? 1 : mesh_->layout().size(parallel::Axis::cp);
+    work.tokens_of = [&micro_batches, parts](int64_t micro) {
+      return micro_batches[static_cast<size_t>(micro)].num_tokens() / parts;
+    };
     work.tokens = [&](int64_t micro) {
       mark(energy::Phase::kData);
-      return to_device(micro_batches[static_cast<size_t>(micro)], decoder_.device());
+      return to_device(micro_batches[static_cast<size_t>(micro)], decoder_.device(), mesh_,
+                       options_.with_mtp);
     };
     numbers = compute(work);
   }
@@ -404,7 +409,7 @@ std::string TrainStep::find_non_finite(std::vector<data::Batch>& micro_batches) 
   // Where passes exchange values every rank goes through all of them, whatever it has found before.
   const auto is_split = [this](parallel::Axis axis) { return mesh_->layout().size(axis) > 1; };
   const bool together = mesh_ != nullptr && (is_split(parallel::Axis::tp) || is_split(parallel::Axis::ep) ||
-                                             is_split(parallel::Axis::pp));
+                                             is_split(parallel::Axis::pp) || is_split(parallel::Axis::cp));
   std::string found;
   const auto look = [&](const at::Tensor& value, const auto&... name) {
     if (found.empty() && value.defined() && !is_finite(value)) found = concat(name...);
@@ -420,7 +425,7 @@ std::string TrainStep::find_non_finite(std::vector<data::Batch>& micro_batches) 
   options.probe = [&](const std::string& name, const at::Tensor& value) { look(value, "output of ", name); };
   const double scale = 1.0 / static_cast<double>(std::max<int64_t>(totals_of(micro_batches).num_targets, 1));
   for (data::Batch& batch : micro_batches) {
-    const nn::TokenBatch tokens = to_device(batch, decoder_.device());
+    const nn::TokenBatch tokens = to_device(batch, decoder_.device(), mesh_, options.with_mtp);
     const nn::DecoderOutput output = decoder_.forward(tokens, options);
     if (is_done()) return found;
     if (!output.hidden_TD.defined()) continue;

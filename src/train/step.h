@@ -94,10 +94,10 @@ class TrainStep {
   // Makes this a rank of several, which all run the same steps on their own micro-batches: `shares` sums
   // their gradients, and the optimizer has its slices; losses and load statistics are summed over the data
   // axis, so that every rank has those of the whole batch and changes its selection bias alike. `load_sum`,
-  // when given: the ranks share each micro-batch, and its balance loss is that of all its tokens. All outlive
-  // the object. Steps are not recorded.
-  void join(const parallel::Mesh& mesh, parallel::DataParallel& shares,
-            const nn::LoadSum* load_sum = nullptr);
+  // when given: the ranks share each micro-batch, and its balance loss is that of all its tokens;
+  // `sequence_sum`: those that share each sequence. All outlive the object. Steps are not recorded.
+  void join(const parallel::Mesh& mesh, parallel::DataParallel& shares, const nn::LoadSum* load_sum = nullptr,
+            const nn::LoadSum* sequence_sum = nullptr);
 
   // Runs step `step` (from 1) of config.train.steps on its micro-batches. On a device the work is queued,
   // without a host synchronisation, and the numbers follow. `totals`: of all ranks, where there are several.
@@ -153,7 +153,7 @@ class TrainStep {
   void mark(energy::Phase phase) {
     if (phases_ != nullptr) phases_->mark(phase);
   }
-  // Ranks that have micro-batches of their own.
+  // Ranks that have micro-batches, or parts of them, of their own.
   int64_t num_ranks() const { return mesh_ == nullptr ? 1 : mesh_->data().size(); }
   // The losses and the load statistics, summed over them and the stages: on their way until finish_sum().
   struct SumOfRanks {
