@@ -68,7 +68,8 @@ def layouts(n, quick):
                  ("ep 2, pairs", {"ep": 2, "ep_chunks": 1, "ep_pairs": "true"}),
                  ("ep 2, pairs, zero 2", {"ep": 2, "ep_chunks": 1, "ep_pairs": "true", "zero_stage": 2}),
                  ("pp 2", {"pp": 2}), ("pp 2, zero bubble", {"pp": 2, "pp_schedule": "zero_bubble"}),
-                 ("pp 2, interleaved", {"pp": 2, "pp_schedule": "interleaved", "pp_chunks": 2}), ("cp 2", {"cp": 2})]
+                 ("pp 2, interleaved", {"pp": 2, "pp_schedule": "interleaved", "pp_chunks": 2}),
+                 ("cp 2", {"cp": 2}), ("cp 2, ep 2, zero 3", {"cp": 2, "ep": 2, "zero_stage": 3})]
     if n % 4 == 0:
         rows += [(f"ep {n}, nodes of 2", {"ep": n, "ep_node_size": 2}),
                  ("tp 2, ep 2", {"tp": 2, "ep": 2}), ("tp 2, ep 2, zero 1", {"tp": 2, "ep": 2, "zero_stage": 1}),
@@ -76,7 +77,9 @@ def layouts(n, quick):
                  ("dp 2, fsdp 2, zero 2", {"dp": 2, "fsdp": 2, "zero_stage": 2}),
                  ("tp 2, ep 4, expert_tp 1", {"tp": 2, "ep": 4, "expert_tp": 1}),
                  ("pp 2, ep 2", {"pp": 2, "ep": 2}), ("pp 2, tp 2", {"pp": 2, "tp": 2}),
-                 ("pp 2, zero 3", {"pp": 2, "zero_stage": 3}), ("tp 4, 2d", {"tp": 4, "tp_mode": "2d"})]
+                 ("pp 2, zero 3", {"pp": 2, "zero_stage": 3}), ("tp 4, 2d", {"tp": 4, "tp_mode": "2d"}),
+                 ("cp 4", {"cp": 4}), ("cp 2, tp 2", {"cp": 2, "tp": 2}),
+                 ("cp 2, dp 2, zero 1", {"cp": 2, "dp": 2, "zero_stage": 1}), ("cp 2, pp 2", {"cp": 2, "pp": 2})]
     if quick:
         wanted = ("dp", "zero 3", "tp 2", "ep 2", "tp 2, ep 2", f"ep {n}", "pp 2")
         rows = [row for row in rows if row[0] in wanted]
