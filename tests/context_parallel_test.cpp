@@ -77,8 +77,8 @@ TEST_F(ContextParallelTest, trains_as_one_process_does) {
   }
 }
 
-// Beside the gradients each rank sends keys and values round, their gradients behind them, and no more than a
-// hundredth on top.
+// Beside 2 (n - 1) / n of the gradients each rank sends keys and values round, their gradients behind them,
+// and little else.
 TEST_F(ContextParallelTest, a_step_sends_what_theory_says) {
   for (const int ranks : {2, 4}) {
     SCOPED_TRACE(ranks);
@@ -95,7 +95,10 @@ TEST_F(ContextParallelTest, a_step_sends_what_theory_says) {
     EXPECT_EQ(summary["sent"]["cp"]["all_to_all"]["bytes"].get<int64_t>(), values * 12)
         << summary["sent"].dump(1);
     const double gradients = 20 * 4.0 * summary["parameters"].get<double>() * 2 * (ranks - 1) / ranks;
-    const double sent = summary["sent"]["data"]["all_reduce"]["bytes"].get<double>();
+    double sent = 0;
+    for (const auto& [axis, collectives] : summary["sent"].items())
+      for (const auto& [collective, traffic] : collectives.items())
+        if (axis != "cp" || collective != "all_to_all") sent += traffic["bytes"].get<double>();
     EXPECT_GE(sent, gradients);
     EXPECT_LE(sent, gradients * 1.02);
   }
