@@ -67,8 +67,9 @@ struct Int8RowsArgs {
   const float* column_scales = nullptr;
   const int32_t* offsets = nullptr;
   int64_t num_groups = 0;
-  // On a device: these are activations, and the kernel that follows may begin before they are done; an integer
-  // product does so and reads its weights, which must have been there before. Never for the weights themselves.
+  // On a device: these are activations, and the kernel that follows may begin before they are done; an
+  // integer product does so and reads its weights, which must have been there before. Never for the weights
+  // themselves.
   bool product_follows = false;
 };
 
