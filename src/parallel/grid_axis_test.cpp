@@ -82,7 +82,8 @@ std::vector<GridForm> grid_forms() {
 }
 
 void expect_grid_like_one_process(const config::ModelConfig& model, int side, nn::Recompute recompute,
-                                  const std::vector<int32_t>& lengths = {9, 4, 6}) {
+                                  const std::vector<int32_t>& lengths = {9, 4, 6},
+                                  at::ScalarType dtype = at::kFloat) {
   config::validate_model(model);
   check_grid_split(model, side);
   nn::TokenBatch batch = split_batch(lengths);
@@ -92,7 +93,7 @@ void expect_grid_like_one_process(const config::ModelConfig& model, int side, nn
   batch.sequence_of_T = at::tensor(sequences, at::kInt);
   batch.num_sequences = static_cast<int64_t>(lengths.size());
   const auto whole = moe::make_decoder(model);
-  fill_split(whole->params());
+  fill_split(whole->params(), dtype);
   const Passed want = pass_through(*whole, batch, recompute);
   const auto ranks = static_cast<size_t>(side * side);
   std::vector<Passed> got(ranks);
@@ -101,12 +102,12 @@ void expect_grid_like_one_process(const config::ModelConfig& model, int side, nn
   mesh.run([&](const Mesh& own) {
     const auto rank = static_cast<size_t>(own.rank());
     decoders[rank] = make_spread_decoder(run_of(model, side), own);
-    fill_split(decoders[rank]->params());
+    fill_split(decoders[rank]->params(), dtype);
     got[rank] = pass_through(*decoders[rank], batch, recompute);
   });
   for (size_t rank = 0; rank < ranks; ++rank)
     expect_like_whole(want, decoders, got, rank,
-                      nn::share_of(batch.tokens_T.size(0), {side, static_cast<int>(rank) / side}));
+                      nn::share_of(batch.tokens_T.size(0), {side, static_cast<int>(rank) / side}), dtype);
 }
 
 TEST(GridAxis, every_form_of_a_decoder_is_that_of_one_process) {
@@ -126,6 +127,17 @@ TEST(GridAxis, nine_ranks_whose_shares_of_tokens_and_vocabulary_differ) {
   grid_forms().front().change(model);
   for (const std::vector<int32_t>& lengths : {std::vector<int32_t>{9, 4, 6}, {3, 1, 3}})
     expect_grid_like_one_process(model, 3, nn::Recompute::none, lengths);
+}
+
+// Without a router, whose choices follow from the last bit.
+TEST(GridAxis, sixteen_bits) {
+  config::ModelConfig model = split_model();
+  model.layers = 1;
+  model.moe.experts = 0;
+  model.moe.dense_layers = {};
+  model.attention_bias = model.ffn_bias = true;
+  for (const nn::Recompute recompute : {nn::Recompute::none, nn::Recompute::selective})
+    expect_grid_like_one_process(model, 2, recompute, {9, 4, 6}, at::kBFloat16);
 }
 
 TEST(GridAxis, models_of_random_shapes) {

@@ -47,8 +47,8 @@ inline config::ModelConfig split_model() {
 }
 
 // Values that are random everywhere, biases and norms too, and alike for every split.
-inline void fill_split(nn::ParamTable& params) {
-  params.allocate(at::kFloat, at::kCPU);
+inline void fill_split(nn::ParamTable& params, at::ScalarType dtype = at::kFloat) {
+  params.allocate(dtype, at::kCPU);
   params.initialise(3);
   const at::NoGradGuard no_grad;
   int64_t number = 0;
@@ -123,22 +123,24 @@ inline Passed pass_through(nn::Decoder& decoder, const nn::TokenBatch& batch, nn
   return passed;
 }
 
-// Both sides are in fp32, and either may be as far from the truth as the table allows.
-inline void expect_close(const std::string& what, const at::Tensor& got, const at::Tensor& want) {
+// Both sides are in `dtype`, and either may be as far from the truth as the table allows.
+inline void expect_close(const std::string& what, const at::Tensor& got, const at::Tensor& want,
+                         at::ScalarType dtype = at::kFloat) {
   EXPECT_LE(ops::cases::normalised_error(got, want),
-            2 * ops::cases::tolerance(ops::cases::OpClass::layer, at::kFloat))
+            2 * ops::cases::tolerance(ops::cases::OpClass::layer, dtype))
       << what;
 }
 
 // What rank `rank` has of the pass against that of one process: `tokens` are those that it routes. `decoders`
 // and `got` of all ranks.
 inline void expect_like_whole(const Passed& want, const std::vector<std::unique_ptr<nn::Decoder>>& decoders,
-                              const std::vector<Passed>& got, size_t rank, const nn::Range& tokens) {
+                              const std::vector<Passed>& got, size_t rank, const nn::Range& tokens,
+                              at::ScalarType dtype = at::kFloat) {
   SCOPED_TRACE(concat("rank ", rank, " of ", got.size()));
   const Passed& own = got[rank];
-  expect_close("loss", at::scalar_tensor(own.loss), at::scalar_tensor(want.loss));
-  expect_close("token losses", own.token_loss_T, want.token_loss_T);
-  expect_close("logits with a cache", own.next_logits_V, want.next_logits_V);
+  expect_close("loss", at::scalar_tensor(own.loss), at::scalar_tensor(want.loss), dtype);
+  expect_close("token losses", own.token_loss_T, want.token_loss_T, dtype);
+  expect_close("logits with a cache", own.next_logits_V, want.next_logits_V, dtype);
   ASSERT_EQ(own.experts.size(), want.experts.size());
   for (size_t i = 0; i < own.experts.size(); ++i)
     EXPECT_TRUE(at::equal(own.experts[i], want.experts[i].narrow(0, tokens.begin, tokens.count)))
@@ -154,7 +156,7 @@ inline void expect_like_whole(const Passed& want, const std::vector<std::unique_
     const at::Tensor slice = at::empty(param.local_dims());
     nn::copy_from_whole(param.slice, want.grads.at(param.spec.name), slice);
     const at::Tensor& mine = own.grads.at(param.spec.name);
-    expect_close("gradient of " + param.spec.name, mine, slice);
+    expect_close("gradient of " + param.spec.name, mine, slice, dtype);
     // What several ranks hold stays the same on all of them, bit for bit.
     for (size_t other = 0; other < rank; ++other)
       if (decoders[other]->params().find(param.spec.name)->slice == param.slice) {

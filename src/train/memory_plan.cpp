@@ -206,7 +206,7 @@ void Replay::backward(std::vector<BlockNodes>& nodes, Stream grad) {
 
 void Replay::micro_batch_step() {
   // Tokens and targets of 8 bytes, positions and sequence numbers of 4.
-  const Tensor input = bytes(&MemoryByClass::input_bytes, num_tokens_ * 24);
+  const Tensor input = bytes(&MemoryByClass::input_bytes, side_ * num_tokens_ * 24);
   const bool multi = model_.mtp.depth > 0;
   std::vector<BlockNodes> nodes(static_cast<size_t>(model_.layers + model_.mtp.depth));
   Kept final_norm, mtp_norm;

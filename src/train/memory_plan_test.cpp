@@ -11,6 +11,7 @@
 #include "config/load.h"
 #include "data/batches.h"
 #include "moe/moe_feed_forward.h"
+#include "parallel/thread_mesh.h"
 #include "train/counted_memory.h"
 #include "train/model_files.h"
 #include "train/optimizer.h"
@@ -38,10 +39,10 @@ micro_batch = 2
                                   "test", overrides);
 }
 
-int64_t measured_peak(const config::RunConfig& config) {
+// With a mesh on one of its ranks.
+void take_a_step(const config::RunConfig& config, const parallel::Mesh* mesh) {
   const config::TrainSection& train = config.train;
-  const CountedMemory memory;
-  const auto decoder = make_model(config, at::kCPU);
+  const auto decoder = make_model(config, at::kCPU, mesh);
   AdamW optimizer(config.optimizer, decoder->params());
   TrainStep step(config, *decoder, optimizer);
   data::SyntheticBatches source(train.seed,
@@ -49,6 +50,11 @@ int64_t measured_peak(const config::RunConfig& config) {
   std::vector<data::Batch> batches(static_cast<size_t>(train.batch / train.micro_batch));
   for (size_t i = 0; i < batches.size(); ++i) source.fill(0, static_cast<int64_t>(i), batches[i]);
   step.run(1, batches).get();
+}
+
+int64_t measured_peak(const config::RunConfig& config) {
+  const CountedMemory memory;
+  take_a_step(config, nullptr);
   return memory.peak_bytes();
 }
 
@@ -86,6 +92,26 @@ std::vector<std::string> latent(const std::vector<std::string>& more) {
   return all;
 }
 
+class MemoryOnGrid : public testing::TestWithParam<Case> {};
+
+// Four ranks as threads, which do the same at about the same time: a quarter of what they hold together.
+TEST_P(MemoryOnGrid, is_as_planned) {
+  config::RunConfig config = config_with(GetParam().overrides);
+  config.parallel.tp = 4;
+  config.parallel.tp_mode = "2d";
+  const auto decoder = moe::make_decoder(config.model);
+  const nn::AxisPlace first{2, 0};
+  decoder->params().split({.ep = first, .tp = first, .grid = first});
+  const MemoryPlan plan = plan_memory(config, decoder->params(), false);
+  parallel::ThreadMesh mesh(parallel::make_layout(config, 4));
+  const CountedMemory memory;
+  mesh.run([&](const parallel::Mesh& own) { take_a_step(config, &own); });
+  const int64_t measured = memory.peak_bytes() / 4;
+  const double error = static_cast<double>(plan.peak_bytes()) / static_cast<double>(measured) - 1;
+  EXPECT_LE(std::abs(error), GetParam().bound) << "planned " << plan.peak_bytes() << " bytes (in the "
+                                               << plan.peak_moment << "), measured " << measured;
+}
+
 // What is not the usual path is planned less finely.
 INSTANTIATE_TEST_SUITE_P(
     Forms, MeasuredMemory,
@@ -116,6 +142,16 @@ INSTANTIATE_TEST_SUITE_P(
              kPromised},
         Case{"multi_token", {"model.mtp.depth=1"}, kPromised},
         Case{"multi_token_tied_full", {"model.mtp.depth=1", kExperts, kTied, kFull}, kPromised}),
+    [](const testing::TestParamInfo<Case>& info) { return info.param.name; });
+
+INSTANTIATE_TEST_SUITE_P(
+    Forms, MemoryOnGrid,
+    testing::Values(Case{"dense", {}, kPromised}, Case{"dense_selective", {kSelective}, kPromised},
+                    Case{"dense_full", {kFull}, kPromised}, Case{"experts", {kExperts}, kPromised},
+                    Case{"experts_selective", {kExperts, kSelective}, kPromised},
+                    Case{"tied_shared_experts",
+                         {kExperts, kTied, "model.moe.shared_experts=1", "model.moe.dense_layers=0"},
+                         kPromised}),
     [](const testing::TestParamInfo<Case>& info) { return info.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(
