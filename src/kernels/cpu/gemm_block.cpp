@@ -46,6 +46,19 @@ const Element* row_of(const GemmOperand& operand, int64_t r) {
   return static_cast<const Element*>(operand.data) + row * operand.stride;
 }
 
+// Asks for what a stream through `count` elements a step will read, for the second-level cache and then for
+// the nearest: the former has more lines on their way from memory than the latter could, and hardware fetches
+// ahead within a page only.
+template <class Element>
+HWY_INLINE void fetch_ahead(const Element* from, int64_t count) {
+  constexpr int64_t kFarAhead = 16384, kNearAhead = 1024, kLine = 64;
+  const char* const bytes = reinterpret_cast<const char*>(from);
+  for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(Element)); i += kLine) {
+    __builtin_prefetch(bytes + i + kFarAhead, 0, 2);
+    __builtin_prefetch(bytes + i + kNearAhead, 0, 3);
+  }
+}
+
 // out rows of `block` = skinny rows times rows of B, by dot products: B is read once, straight from memory.
 template <class Words, int num_rows>
 HWY_NOINLINE void skinny(const GemmBlock& block, const float* a, int64_t a_stride) {
@@ -61,6 +74,7 @@ HWY_NOINLINE void skinny(const GemmBlock& block, const float* a, int64_t a_strid
     for (int r = 0; r < num_rows; ++r) even[r] = odd[r] = hn::Zero(d);
     int64_t i = 0;
     for (; i + 2 * lanes <= whole; i += 2 * lanes) {
+      fetch_ahead(b + i, 2 * lanes);
       const FloatVec b0 = hn::BitCast(d, Words::load(dw, b + i)),
                      b1 = hn::BitCast(d, Words::load(dw, b + i + lanes));
       for (int r = 0; r < num_rows; ++r) {

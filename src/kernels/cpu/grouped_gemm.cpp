@@ -50,17 +50,22 @@ const void* advance(const void* p, int64_t elements, DType dtype) {
 std::vector<Part> cut(const Product& product) {
   const GemmGeometry& geometry = product.geometry;
   const int64_t num_groups = product.args.num_groups, n = product.n();
-  int64_t longest_k = 0, num_tiles = 0;
+  int64_t longest_k = 0, most_m = 0, num_tiles = 0;
   for (int64_t g = 0; g < num_groups; ++g) {
     longest_k = std::max(longest_k, product.k(g));
+    most_m = std::max(most_m, product.m(g));
     num_tiles += ceil_div(product.m(g), geometry.tile_rows) * ceil_div(n, geometry.tile_cols);
   }
   const int64_t words =
       std::clamp<int64_t>(ceil_div(longest_k, geometry.elements_per_word), 1, geometry.max_words);
   const int64_t most_cols = std::max<int64_t>(4 * geometry.tile_cols, kPackedBytes / 4 / words);
   const int64_t num_col_parts = ceil_div(n, most_cols);
-  const int64_t cols = ceil_div(ceil_div(n, num_col_parts), geometry.tile_cols) * geometry.tile_cols;
+  int64_t cols = ceil_div(ceil_div(n, num_col_parts), geometry.tile_cols) * geometry.tile_cols;
   const int64_t wanted_tiles = num_tiles / (kBlocksPerThread * num_threads());
+  // So few rows wait for the right operand, which is not packed for them: parts may be as small as balance
+  // asks.
+  if (product.args.kind == GroupedGemmKind::forward && most_m <= kSkinnyRows && num_threads() > 1)
+    cols = std::min(cols, std::max<int64_t>(wanted_tiles, 1) * geometry.tile_cols);
   const int64_t rows =
       geometry.tile_rows * std::clamp(wanted_tiles / (cols / geometry.tile_cols), kMinRowTiles, kMaxRowTiles);
 

@@ -121,19 +121,9 @@ class Int8Product {
                 const int8_t* next, int64_t next_lines) const {
     alignas(64) int32_t sums[kInt8MostRows * kInt8PanelCols];
     const int64_t digits = args_.digits, rows = (end - begin) * digits;
-    if (num_stretches_ == 0) std::fill_n(sums, rows * kInt8PanelCols, 0);
-    for (int64_t s = 0; s < num_stretches_; ++s)
-      tiles_.tiles[rows]({a + s * tiles_.rows * kInt8RowStride, b + s * kInt8TileK * kInt8PanelCols,
-                          std::min(kInt8TileK, padded_k_ - s * kInt8TileK) / 4, sums, s > 0,
-                          next + s * kInt8TileK * 8 * next_lines, next_lines});
     const int64_t col = panel * kInt8PanelCols, packed_col = group * num_panels_ * kInt8PanelCols + col;
-    if (args_.sums != nullptr) return keep(sums, args_.b_offsets + packed_col, begin, rows, col);
-    float row_scales[kInt8MostRows];
-    for (int64_t r = 0; r < rows; ++r)
-      row_scales[r] = args_.a_scales[source(begin + r / digits) * digits + r % digits];
     Int8StoreArgs t{};
     t.sums = sums;
-    t.row_scales = row_scales;
     t.col_scales = args_.b_scales + packed_col;
     t.offsets = args_.b_offsets + packed_col;
     if (args_.bias != nullptr) t.bias = args_.bias + group * args_.n + col;
@@ -145,7 +135,29 @@ class Int8Product {
     t.num_rows = end - begin;
     t.digits = digits;
     t.dtype = args_.out_dtype;
+    if (args_.sums == nullptr) fetch_to_write(t);
+    if (num_stretches_ == 0) std::fill_n(sums, rows * kInt8PanelCols, 0);
+    for (int64_t s = 0; s < num_stretches_; ++s)
+      tiles_.tiles[rows]({a + s * tiles_.rows * kInt8RowStride, b + s * kInt8TileK * kInt8PanelCols,
+                          std::min(kInt8TileK, padded_k_ - s * kInt8TileK) / 4, sums, s > 0,
+                          next + s * kInt8TileK * 8 * next_lines, next_lines});
+    if (args_.sums != nullptr) return keep(sums, args_.b_offsets + packed_col, begin, rows, col);
+    float row_scales[kInt8MostRows];
+    for (int64_t r = 0; r < rows; ++r)
+      row_scales[r] = args_.a_scales[source(begin + r / digits) * digits + r % digits];
+    t.row_scales = row_scales;
     store_int8_tile(t);
+  }
+
+  // What the tile's results will be written to comes while they are computed: of many rows each line lies in
+  // a page of its own, which hardware does not foresee.
+  static void fetch_to_write(const Int8StoreArgs& t) {
+    constexpr int64_t kLine = 64;
+    if (t.num_rows <= 4) return;
+    const int64_t stride = t.out_stride * size_of(t.dtype), bytes = t.cols * size_of(t.dtype);
+    for (int64_t r = 0; r < t.num_rows; ++r)
+      for (int64_t i = 0; i < bytes; i += kLine)
+        __builtin_prefetch(static_cast<const char*>(t.out) + r * stride + i, 1, 3);
   }
 
   void keep(const int32_t* sums, const int32_t* offsets, int64_t begin, int64_t rows, int64_t col) const {
