@@ -82,16 +82,17 @@ TEST_F(ContextParallelTest, trains_as_one_process_does) {
 TEST_F(ContextParallelTest, a_step_sends_what_theory_says) {
   for (const int ranks : {2, 4}) {
     SCOPED_TRACE(ranks);
-    const Finished finished = run(
-        concat("run-", ranks),
-        {concat("parallel.cp=", ranks), "model.layers=3", "train.micro_batch=2", "train.sample_tokens=0",
-         "train.eval_every=0", "data.validation_fraction=0", "checkpoint.every=0", "checkpoint.at_end=false"},
-        ranks);
+    const Finished finished =
+        run(concat("run-", ranks),
+            {concat("parallel.cp=", ranks), "model.layers=3", "model.dim=32", "train.micro_batch=2",
+             "train.sample_tokens=0", "train.eval_every=0", "data.validation_fraction=0",
+             "checkpoint.every=0", "checkpoint.at_end=false"},
+            ranks);
     ASSERT_EQ(finished.code, 0) << finished.errors;
     const auto summary = nlohmann::json::parse(read_file(folder / concat("run-", ranks, "/summary.json")));
-    // 20 steps of 4 sequences of 16 tokens, a key and a value head of 8 values, fp32 forward, backward and
+    // 20 steps of 4 sequences of 16 tokens, a key and a value head of 16 values, fp32 forward, backward and
     // as gradients, in 3 layers.
-    const int64_t values = int64_t{20} * 4 * 16 / ranks * (ranks - 1) * 16 * 3;
+    const int64_t values = int64_t{20} * 4 * 16 / ranks * (ranks - 1) * 32 * 3;
     EXPECT_EQ(summary["sent"]["cp"]["all_to_all"]["bytes"].get<int64_t>(), values * 12)
         << summary["sent"].dump(1);
     const double gradients = 20 * 4.0 * summary["parameters"].get<double>() * 2 * (ranks - 1) / ranks;
