@@ -237,6 +237,17 @@ TEST(Plan, state_follows_the_optimizer) {
   EXPECT_EQ(biased.gradients_bytes, fp32.gradients_bytes);
 }
 
+TEST(Plan, two_micro_batches_in_turns_are_held_as_one_of_twice_the_size) {
+  const auto peak = [](const std::string& micro_batch, const std::string& pairs) {
+    return make_plan(plan_config({"train.batch=4", "train.micro_batch=" + micro_batch, "train.recompute=none",
+                                  "parallel.ep_pairs=" + pairs}),
+                     false)
+        .memory.peak_bytes();
+  };
+  EXPECT_EQ(peak("1", "true"), peak("2", "false"));
+  EXPECT_GT(peak("1", "true"), peak("1", "false"));
+}
+
 TEST(Plan, ranks_hold_what_the_zero_stage_leaves_them) {
   const auto held = [](const std::string& stage) {
     return make_plan(plan_config({"train.precision=fp32", "parallel.fsdp=4", "parallel.bucket_mb=0.001",
