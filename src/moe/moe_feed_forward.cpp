@@ -5,32 +5,16 @@
 // shared experts are products of blocks by themselves.
 #include "moe/moe_feed_forward.h"
 
-#include <ATen/core/grad_mode.h>
-#include <ATen/ops/ones.h>
 #include <ATen/ops/sigmoid.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
 #include "moe/routing_of_lines.h"
+#include "moe/segment_counts.h"
 #include "ops/linear.h"
 
 namespace moebius::moe {
 namespace {
-
-// Slots of each expert in each segment, (S, E) fp32.
-at::Tensor counts_by_segment(const ops::Routing& routing, const at::Tensor& segment_of_T, int64_t experts) {
-  const int64_t segments = routing.prob_sum_SE.size(0);
-  if (segments == 1) return routing.counts_E.unsqueeze(0);
-  const at::NoGradGuard no_grad;
-  const at::Tensor cell =
-      routing.experts_TK.to(at::kLong) + segment_of_T.to(at::kLong).unsqueeze(1) * experts;
-  // Ones add up exactly in any order.
-  const at::Tensor ones = at::ones({cell.numel()}, routing.counts_E.options());
-  return at::zeros({segments * experts}, ones.options())
-      .scatter_add_(0, cell.flatten(), ones)
-      .view({segments, experts});
-}
 
 // Those of all lines of a grid.
 int64_t num_tokens_of(const nn::TensorAxis* axis, const at::Tensor& in_TD,
@@ -136,8 +120,8 @@ void MoeFeedForward::add_losses(const ops::Routing& routing, int64_t num_tokens,
   } else if (balance.aux_loss > 0 && context.load_sum != nullptr && balance.aux_scope == "micro_batch") {
     result.balance_loss = shared_loss(routing.counts_E.unsqueeze(0), routing, num_tokens, *context.load_sum);
   } else if (balance.aux_loss > 0 && context.sequence_sum != nullptr && balance.aux_scope == "sequence") {
-    result.balance_loss = shared_loss(counts_by_segment(routing, context.sequence_of_T, config_.experts),
-                                      routing, num_tokens, *context.sequence_sum);
+    result.balance_loss = shared_loss(counts_by_segment(routing, context.sequence_of_T), routing, num_tokens,
+                                      *context.sequence_sum);
   } else if (balance.aux_loss > 0) {
     result.balance_loss = routing.aux_loss * balance.aux_loss;
   }

@@ -4,31 +4,16 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/dot.h>
-#include <ATen/ops/ones.h>
-#include <ATen/ops/zeros.h>
+
+#include "moe/segment_counts.h"
 
 namespace moebius::moe {
-namespace {
-
-// Slots that each segment gives to each expert; whole numbers, so exact in any order.
-at::Tensor counts_by_segment(const ops::Routing& routing, const at::Tensor& segments_T,
-                             int64_t num_segments) {
-  const int64_t num_experts = routing.counts_E.size(0);
-  const at::Tensor slot_of_TK =
-      segments_T.to(at::kLong).unsqueeze(1) * num_experts + routing.experts_TK.to(at::kLong);
-  return at::zeros({num_segments * num_experts}, routing.counts_E.options())
-      .scatter_add_(0, slot_of_TK.flatten(), at::ones({slot_of_TK.numel()}, routing.counts_E.options()));
-}
-
-}  // namespace
-
 void add_lines(const nn::TensorAxis* axis, int64_t num_tokens, const at::Tensor& segments_T,
                int64_t num_segments, ops::Routing& routing) {
   if (nn::tokens_of(axis).size == 1) return;
   const int64_t num_experts = routing.counts_E.size(0), top_k = routing.experts_TK.size(1);
   const auto own = static_cast<double>(routing.experts_TK.size(0)), all = static_cast<double>(num_tokens);
-  const at::Tensor counts_SE =
-      num_segments == 1 ? routing.counts_E : counts_by_segment(routing, segments_T, num_segments);
+  const at::Tensor counts_SE = counts_by_segment(routing, segments_T).flatten();
   const int64_t num_sums = num_segments * num_experts;
   const at::Tensor sums = axis->sum_of_lines(
       at::cat({routing.prob_sum_SE.flatten(), (routing.z_loss * own).unsqueeze(0), counts_SE,

@@ -1,6 +1,6 @@
 // Tensor parallelism in two dims: q x q ranks of which each holds one block of every activation and of every
 // weight of a layer. (Xu et al. 2021, "An Efficient 2D Method for Training Super-Large Deep Learning Models",
-// known as Optimus; the products: parallel/summa.h. docs/adr/0017-tensor-ranks-on-a-grid.md says
+// known as Optimus; the products: parallel/summa.h. docs/adr/0016-tensor-ranks-on-a-grid.md says
 // where this differs and why.)
 //
 // Rank (i, j), of row i and column j, has between the layers x[T_i, D_j]: the i-th share of the tokens and

@@ -134,7 +134,7 @@ void refuse_missing(const config::ParallelConfig& p) {
   if (p.tp > 1 && p.tp_mode == "1d" && p.expert_tp == 1)
     refuse("expert_tp", 1, "whole experts beside split attention", 0);
   if (p.cp > 1 && p.tp > 1 && p.tp_mode == "2d")
-    refuse("tp_mode", "'2d'", concat("a grid of tensor ranks beside parallel.cp = ", p.cp), "'1d'");
+    refuse("tp_mode", "'2d'", "a grid of tensor ranks that share sequences (parallel.cp above 1)", "'1d'");
 }
 
 // Ranks of cp share each sequence evenly, so that all have the same part of every mean over tokens.
