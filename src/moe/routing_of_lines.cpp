@@ -8,6 +8,7 @@
 #include "moe/segment_counts.h"
 
 namespace moebius::moe {
+
 void add_lines(const nn::TensorAxis* axis, int64_t num_tokens, const at::Tensor& segments_T,
                int64_t num_segments, ops::Routing& routing) {
   if (nn::tokens_of(axis).size == 1) return;

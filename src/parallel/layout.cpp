@@ -125,7 +125,7 @@ std::string common_divisors(std::initializer_list<int64_t> values) {
   return text;
 }
 
-// Axes whose implementation is not there yet.
+// Combinations whose implementation is not there yet.
 void refuse_missing(const config::ParallelConfig& p) {
   const auto refuse = [](const char* field, const auto& value, const char* what, const auto& way_out) {
     throw_user_error("parallel.", field, " is ", value, ", but ", what, " is not there yet; set it to ",

@@ -214,13 +214,16 @@ TEST(LayoutTest, what_does_not_go_with_a_grid_is_refused_by_name) {
 }
 
 // To be shortened as they land.
-TEST(LayoutTest, axes_that_are_not_there_yet_are_refused_by_name) {
+TEST(LayoutTest, combinations_that_are_not_there_yet_are_refused_by_name) {
   config::RunConfig config = small_config();
   config.parallel.tp = 4;
   config.parallel.tp_mode = "2d";
-  EXPECT_EQ(refusal(config, 4),
-            "parallel.tp_mode is '2d', but tensor parallelism on a grid of ranks is not there yet; set it to "
-            "'1d'");
+  config.parallel.cp = 2;
+  config.train.sequence = 64;
+  EXPECT_EQ(
+      refusal(config, 8),
+      "parallel.tp_mode is '2d', but a grid of tensor ranks that share sequences (parallel.cp above 1) is "
+      "not there yet; set it to '1d'");
 }
 
 TEST(LayoutTest, context_ranks_share_sequences_evenly_or_are_refused) {
