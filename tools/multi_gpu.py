@@ -69,7 +69,7 @@ def layouts(n, quick):
                  ("ep 2, pairs, zero 2", {"ep": 2, "ep_chunks": 1, "ep_pairs": "true", "zero_stage": 2}),
                  ("pp 2", {"pp": 2}), ("pp 2, zero bubble", {"pp": 2, "pp_schedule": "zero_bubble"}),
                  ("pp 2, interleaved", {"pp": 2, "pp_schedule": "interleaved", "pp_chunks": 2}),
-                 ("cp 2", {"cp": 2}), ("cp 2, ep 2, zero 3", {"cp": 2, "ep": 2, "zero_stage": 3})]
+                 ("cp 2", {"cp": 2}), ("cp 2, zero 3, ep 2", {"cp": 2, "zero_stage": 3, "ep": 2})]
     if n % 4 == 0:
         rows += [(f"ep {n}, nodes of 2", {"ep": n, "ep_node_size": 2}),
                  ("tp 2, ep 2", {"tp": 2, "ep": 2}), ("tp 2, ep 2, zero 1", {"tp": 2, "ep": 2, "zero_stage": 1}),
