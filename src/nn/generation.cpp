@@ -50,6 +50,7 @@ int64_t sample_token(const at::Tensor& logits_V, const SamplingOptions& options,
   if (options.top_k > 0 && options.top_k < vocab) {
     std::nth_element(candidates.begin(), candidates.begin() + options.top_k - 1, candidates.end(), likelier);
     candidates.resize(static_cast<size_t>(options.top_k));
+    std::sort(candidates.begin(), candidates.end());
   }
   const float most = logits[*std::min_element(candidates.begin(), candidates.end(), likelier)];
   const auto weight = [&](int64_t token) {
@@ -60,7 +61,6 @@ int64_t sample_token(const at::Tensor& logits_V, const SamplingOptions& options,
     for (const int64_t token : candidates) sum += weight(token);
     return sum;
   };
-  std::sort(candidates.begin(), candidates.end());
   double total = weight_of_all();
   if (options.top_p < 1) {
     // The likeliest come off a heap one by one, so that the others are never sorted.

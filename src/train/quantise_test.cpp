@@ -93,6 +93,46 @@ TEST_F(Quantise, a_cache_in_int8_costs_little) {
             model.decoder->make_cache(64).num_bytes() / 2);
 }
 
+TEST_F(Quantise, counts_the_memory_of_weights_and_what_a_token_reads) {
+  quantise("counted");
+  const LoadedModel floats = load_model_to_run(path("float"), at::kCPU);
+  const config::ModelConfig& config = floats.config.model;
+  ASSERT_GT(config.moe.experts, config.moe.top_k);
+  int64_t held = 0, of_experts = 0, products = 0;
+  for (const nn::Param& param : floats.decoder->params().params()) {
+    const auto bytes = static_cast<int64_t>(param.value.nbytes());
+    held += bytes;
+    of_experts += param.spec.klass == nn::ParamClass::expert ? bytes : 0;
+    products += param.spec.is_product ? bytes : 0;
+  }
+  const int64_t embedding = config.tied_embeddings ? 0 : 4 * config.vocab * config.dim;
+  const nn::WeightBytes before = nn::weight_bytes(*floats.decoder);
+  EXPECT_EQ(before.held, held);
+  EXPECT_EQ(before.products, products);
+  EXPECT_EQ(before.product_values, products / 4);
+  EXPECT_EQ(before.read_per_token,
+            held - embedding - of_experts + of_experts * config.moe.top_k / config.moe.experts);
+  const nn::WeightBytes after = nn::weight_bytes(*load_model_to_run(path("counted"), at::kCPU).decoder);
+  EXPECT_EQ(after.product_values, before.product_values);
+  EXPECT_EQ(after.held - after.products, before.held - before.products);
+  EXPECT_GT(after.products, after.product_values);  // a byte for each, and scales
+  EXPECT_LT(after.products, before.products / 2);
+  EXPECT_LT(after.read_per_token, before.read_per_token);
+}
+
+TEST_F(Quantise, says_how_long_prompt_and_tokens_took) {
+  const LoadedModel model = load_model_to_run(path("float"), at::kCPU);
+  nn::GenerationTimes times;
+  nn::GenerateOptions options;
+  options.max_tokens = 5;
+  options.times = &times;
+  nn::generate(*model.decoder, {115, 117, 110}, options, [](int64_t) { return true; });
+  EXPECT_EQ(times.prompt_tokens, 3);
+  EXPECT_EQ(times.tokens, 5);
+  EXPECT_GT(times.prompt_seconds, 0);
+  EXPECT_GT(times.seconds, 0);
+}
+
 TEST_F(Quantise, generates_the_same_with_and_without_a_cache) {
   quantise("generates");
   const LoadedModel model = load_model_to_run(path("generates"), at::kCPU);

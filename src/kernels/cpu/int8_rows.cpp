@@ -133,8 +133,29 @@ HWY_INLINE Vf scaled(const Int8StoreArgs& t, int64_t r, int64_t col, hn::Vec<I32
   return hn::Mul(v, col_scale);
 }
 
+// Two whole vectors of one digit make a row: it is written in one go, from scales in registers.
+template <class T>
+void store_wide_tile(const Int8StoreArgs& t) {
+  const I32 d;
+  const auto offset0 = hn::LoadU(d, t.offsets), offset1 = hn::LoadU(d, t.offsets + lanes());
+  const Vf scale0 = load(t.col_scales), scale1 = load(t.col_scales + lanes()), zero = hn::Zero(F32());
+  const Vf bias0 = t.bias == nullptr ? zero : load(t.bias),
+           bias1 = t.bias == nullptr ? zero : load(t.bias + lanes());
+  T* out = static_cast<T*>(t.out);
+  const int32_t* sums = t.sums;
+  for (int64_t r = 0; r < t.num_rows; ++r, out += t.out_stride, sums += kTileCols) {
+    const Vf row_scale = hn::Set(F32(), t.row_scales[r]);
+    const Vf v0 = hn::Mul(hn::ConvertTo(F32(), hn::Sub(hn::LoadU(d, sums), offset0)), row_scale);
+    const Vf v1 = hn::Mul(hn::ConvertTo(F32(), hn::Sub(hn::LoadU(d, sums + lanes()), offset1)), row_scale);
+    store(hn::Add(hn::Mul(v0, scale0), bias0), out);
+    store(hn::Add(hn::Mul(v1, scale1), bias1), out + lanes());
+  }
+}
+
 template <class T>
 void store_tile(const Int8StoreArgs& t) {
+  if (!t.swiglu && t.digits == 1 && t.cols == kTileCols && 2 * lanes() == kTileCols)
+    return store_wide_tile<T>(t);
   constexpr int64_t kUp = kTileCols / 2;
   const I32 d;
   for (int64_t col = 0; col < t.cols; col += lanes()) {
