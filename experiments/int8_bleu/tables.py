@@ -131,7 +131,8 @@ def write_tables(out, form, what, with_bleu=True):
         error = group[0]["error"] if error is None else error  # of one seed: over the sentence pairs
         lines.append(" | ".join([
             f"| {-bits if bits != -99 else 'float'}", arm, str(len(group)), cell("loss", "{:.4f}", with_error=False),
-            f"{difference:+.5f} ± {error:.5f}", cell("cost", "{:+.5f}", with_error=False), cell("bleu_1", "{:.2f}", with_error=False),
+            f"{difference:+.5f} ± {error:.5f}", cell("cost", "{:+.5f}", with_error=False),
+            cell("bleu_1", "{:.2f}", with_error=False),
             cell("relative_1", "{:+.2f} %"), cell("not_below_1", "{:.2f}", with_error=False),
             cell("bleu_4", "{:.2f}", with_error=False), cell("relative_4", "{:+.2f} %"),
             cell("identical_1", "{:.1f} %", 100, False), cell("same_token", "{:.2f} %", 100, False),
