@@ -64,9 +64,10 @@ struct GroupedKernel {
   static constexpr int kSharedBytes = 1024 + kStages * kStageBytes + kStagingBytes + 256 + 6144;
   static constexpr int kHalves = PINGPONG ? 2 : 1;  // 64-row parts of a warpgroup
   static constexpr int kThreads = 384;
-  // Stages whose gathered rows may be under way; so many fewer are ready. At most kStages - 2: the
-  // multiplying side gives a stage back when it has begun the next.
-  static constexpr int kLag = 2;
+  // Stages whose gathered rows may be under way while the one before them is handed over. A stage is handed
+  // over when the one kLag further has been begun, which the multiplying side makes room for kStages - kLag
+  // stages earlier: it needs three of them not to wait.
+  static constexpr int kLag = kStages - 3;
   static constexpr int kConsumerArrivals = (PINGPONG ? 4 : 8) * (PAIRS ? 2 : 1);
   // Bytes that the copy engine brings to a stage of one block.
   static constexpr int kCopied = (GATHER == Gather::a ? 0 : kBytesA) + (GATHER == Gather::b ? 0 : kBytesB);

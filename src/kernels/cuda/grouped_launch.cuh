@@ -13,18 +13,16 @@ void launch_grouped(const GroupedKernelParams& params, cudaStream_t stream) {
       cudaFuncSetAttribute(grouped_kernel<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, K::kSharedBytes);
   MOEBIUS_CUDA_CHECK(kPrepared);
   constexpr int kBlocks = K::kPairs ? 2 : 1;
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {kBlocks, 1, 1};
+  cudaLaunchAttribute pairs{};
+  pairs.id = cudaLaunchAttributeClusterDimension;
+  pairs.val.clusterDim = {kBlocks, 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = num_multiprocessors() / kBlocks * kBlocks;
   config.blockDim = K::kThreads;
   config.dynamicSmemBytes = K::kSharedBytes;
   config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = K::kPairs ? 2 : 1;
+  config.attrs = &pairs;
+  config.numAttrs = K::kPairs ? 1 : 0;
   MOEBIUS_CUDA_CHECK(cudaLaunchKernelEx(&config, grouped_kernel<K>, params));
   MOEBIUS_CUDA_CHECK_LAUNCH("grouped_kernel");
 }

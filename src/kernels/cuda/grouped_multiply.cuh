@@ -151,9 +151,6 @@ __global__ void __launch_bounds__(K::kThreads, 1)
   } else {
     __syncthreads();
   }
-  // The order of the tiles and the offsets are older than the kernel before; all else may be its work.
-  wait_for_kernel_before();
-  allow_next_kernel();
   constexpr int32_t kBlocks = K::kPairs ? 2 : 1;
   const Block<K> block{p,
                        base,

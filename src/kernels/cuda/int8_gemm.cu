@@ -86,6 +86,7 @@ void run_int8_variant(const Int8Variant& v, const Int8GemmArgs& args, Stream str
   p.most_tiles = static_cast<int32_t>(
       ceil_div(args.n, columns) *
       (args.offsets == nullptr ? ceil_div(args.num_rows, rows) : args.num_rows / rows + args.num_groups));
+  p.spread = mean_rows <= 64;
   p.offsets = args.offsets;
   p.num_groups = static_cast<int32_t>(args.num_groups);
   p.num_rows = static_cast<int32_t>(args.num_rows);

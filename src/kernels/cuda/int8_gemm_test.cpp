@@ -269,8 +269,8 @@ TEST(CudaInt8Gemm, few_rows_have_long_sums) {
 // what is queued without a pause gives the bits of what waits for each kernel.
 TEST(CudaInt8Gemm, products_wait_for_the_rows_that_they_read) {
   MOEBIUS_NEEDS_HOPPER();
-  constexpr int64_t kRounds = 30, kN = 1024, kK = 2048;
-  for (const int64_t rows : {1, 64, 700}) {
+  constexpr int64_t kRounds = 10, kN = 512, kK = 2048;
+  for (const int64_t rows : {1, 64, 300}) {
     const Values x = Values::normal(DType::bf16, kRounds * rows * kK, 3),
                  w = Values::normal(DType::bf16, kN * kK, 4);
     const Integers<uint8_t> codes(rows * kK), w_codes(kN * kK);

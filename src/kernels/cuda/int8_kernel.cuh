@@ -28,6 +28,7 @@ struct Int8KernelParams {
   GroupedTiles tiles;
   int32_t most_tiles;      // of a cluster; at most so many there are
   int32_t copied;          // bytes that the copy engine brings to a stage of a block
+  bool spread;             // blocks begin their sums at different places (see copy_int8_tiles)
   const int32_t* offsets;  // (G + 1); null: one group of num_rows
   int32_t num_groups, num_rows;
   int32_t sum;  // padded k
@@ -54,13 +55,7 @@ struct Int8Kernel {
   static constexpr int kBytesA = ROWS * DIGITS * kDepth, kBytesB = COLUMNS * kDepth,
                        kStageBytes = kBytesA + kBytesB;
   static constexpr int kStagingBytes = 8 * 2048;  // a chunk of 16 rows of 128 bytes for each multiplying warp
-  // Blocks with few rows leave room for those of the kernel that makes their codes, so that they are there
-  // and have asked for weights before it has ended.
-  static constexpr bool kLeavesRoom = ROWS == 64 && COLUMNS <= 128;
-  // Threads that the compiler counts with: 128 or 168 registers for each.
-  static constexpr int kBoundThreads = kLeavesRoom ? 512 : 384;
-  static constexpr int kFit =
-      (232448 - (kLeavesRoom ? 8192 : 0) - 1024 - kStagingBytes - 256 - 6144) / kStageBytes;
+  static constexpr int kFit = (232448 - 1024 - kStagingBytes - 256 - 6144) / kStageBytes;
   static constexpr int kStages = kFit < 16 ? kFit : 16;
   static constexpr int kPlaces = 32;  // as in grouped_kernel.cuh
   static_assert(kPlaces > kStages);
@@ -136,9 +131,16 @@ __device__ __forceinline__ void copy_int8_tiles(const Int8Block<K>& b, int lane)
   if (b.first < b.count) ahead = place_at(b.first, 0);
   for (int32_t number = b.first; number < b.count; number += b.step) {
     const ResultPlace place = ahead;
+    // Where the sum begins: with few rows all blocks walk in step, and would ask for places a whole number of
+    // rows apart, which few slices of the second-level cache have. Sums of integers do not depend on it.
+    const int32_t start = b.p.spread ? number % depth : 0;
+    const auto summed = [&](int32_t d) {
+      const int32_t at = start + d;
+      return (at < depth ? at : at - depth) * K::kDepth;
+    };
     const auto begin = [&](int32_t d, int stage) {
       if (d == 0) tell_place(b.places, slot, place);
-      copy_int8_weights(b, stage, place.group, place.column, d * K::kDepth);
+      copy_int8_weights(b, stage, place.group, place.column, summed(d));
     };
     const int32_t early = number == b.first ? min(depth, static_cast<int32_t>(K::kStages)) : 0;
     if (number == b.first) {
@@ -150,7 +152,7 @@ __device__ __forceinline__ void copy_int8_tiles(const Int8Block<K>& b, int lane)
       barrier_wait(b.empty + 8 * ring.stage, ring.parity ^ 1);
       if (lane == 0) {
         if (d >= early) begin(d, ring.stage);
-        copy_int8_rows(b, ring.stage, place.first_row, d * K::kDepth);
+        copy_int8_rows(b, ring.stage, place.first_row, summed(d));
       }
       __syncwarp();
       if (d == 0 && number + b.step < b.count) ahead = place_at(number + b.step, place.group);

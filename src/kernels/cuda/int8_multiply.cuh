@@ -116,8 +116,7 @@ __device__ __forceinline__ void multiply_int8_tiles(const Int8Block<K>& b, int w
 }
 
 template <class K>
-__global__ void __launch_bounds__(K::kBoundThreads, 1)
-    int8_kernel(const __grid_constant__ Int8KernelParams p) {
+__global__ void __launch_bounds__(K::kThreads, 1) int8_kernel(const __grid_constant__ Int8KernelParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)  // for other machine code it stays empty and is never launched
   extern __shared__ char shared[];
   const uint32_t base = (shared_address(shared) + 1023) / 1024 * 1024;
@@ -157,7 +156,7 @@ __global__ void __launch_bounds__(K::kBoundThreads, 1)
     fewer_registers<40>();
     if (thread < 32) copy_int8_tiles(block, thread);
   } else {
-    more_registers<K::kLeavesRoom ? 168 : 232>();
+    more_registers<232>();
     // The kernel before has made the codes and scales of the rows. Weights, offsets and the order of the
     // tiles were there before it (Int8RowsArgs::product_follows).
     wait_for_kernel_before();

@@ -170,6 +170,21 @@ __global__ void __launch_bounds__(256)
   out[i] = column >= n ? 0.0f : scales[one_scale ? 0 : group * n + column];
 }
 
+// May begin before the kernel before it in the stream has ended, where that one allows it.
+template <class Kernel, class... Args>
+void launch_behind(Kernel* kernel, int blocks, dim3 block, cudaStream_t stream, Args... args) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = block;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = compute_major() >= 9 ? 1 : 0;
+  MOEBIUS_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args...));
+}
+
 }  // namespace
 
 void int8_rows(const Int8RowsArgs& a, Stream stream) {
@@ -206,7 +221,7 @@ void int8_rows(const Int8RowsArgs& a, Stream stream) {
       const int blocks = grid_size(ceil_div(a.num_rows, block.y));
       with_chunks(shape.chunks_per_thread, [&]<int CHUNKS>(Constant<CHUNKS>) {
         const auto launch = [&]<int DIGITS>(Constant<DIGITS>) {
-          launch_behind(int8_rows_kernel<T, N, CHUNKS, DIGITS>, dim3(blocks), block, cuda_stream(stream),
+          launch_behind(int8_rows_kernel<T, N, CHUNKS, DIGITS>, blocks, block, cuda_stream(stream),
                         static_cast<const T*>(a.x), p);
         };
         a.digits == 2 ? launch(Constant<2>{}) : launch(Constant<1>{});

@@ -25,10 +25,11 @@ struct Int8Sizes {
 inline double int8_cycles(const Int8Tile& tile, const Int8Sizes& size, int multiprocessors) {
   // Multiply-adds of one multiprocessor at the power limit, and bytes from the second-level cache to it, when
   // all of them compute and read; and when few do.
-  constexpr double kOpsPerCycle = 3200, kBytesPerCycle = 46, kMostBytesPerCycle = 80;
-  constexpr double kStageCycles = 80;  // barriers and instructions of a stage of 128 values
+  constexpr double kOpsPerCycle = 3600, kBytesPerCycle = 46, kMostBytesPerCycle = 55;
+  constexpr double kStageCycles = 200;  // of a stage of 128 values, however small: a chain of waits
+  constexpr double kBlockCycles = 45;   // for each block that is started
   // For each result that a warpgroup writes, alone and beside the other one's multiplying.
-  const double result_cycles = tile.pingpong ? 0.3 : 0.25;
+  const double result_cycles = tile.pingpong ? 0.65 : 0.1;
   const double blocks = tile.blocks;
   const double rows = tile.rows, columns = tile.columns * blocks;
   const double groups = std::max(1.0, std::min(size.groups, size.rows)), mean = size.rows / groups;
@@ -49,7 +50,8 @@ inline double int8_cycles(const Int8Tile& tile, const Int8Sizes& size, int multi
   const double multiplying = tile.rows * static_cast<double>(tile.columns) * 128.0 / kOpsPerCycle;
   const double main = stages * std::max({copying, multiplying, kStageCycles});
   const double results = tile.rows * tile.columns * used / (tile.pingpong ? 1.0 : 2.0) * result_cycles;
-  return tile.pingpong ? waves * std::max(main, (main + results) / 2) + results : waves * (main + results);
+  return kBlockCycles * readers +
+         (tile.pingpong ? waves * std::max(main, (main + results) / 2) + results : waves * (main + results));
 }
 
 }  // namespace moebius::kernels::cuda

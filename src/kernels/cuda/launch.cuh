@@ -21,24 +21,6 @@ inline cudaStream_t cuda_stream(Stream stream) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// A launch that may begin before the kernel before it in the stream has ended, where that one allows it: the
-// kernel calls wait_for_kernel_before (hopper.cuh) before it reads or writes anything that kernels before it
-// made or read, and allow_next_kernel only after that, so that one that begins early finds all done but its
-// predecessor's work.
-template <class Kernel, class... Args>
-void launch_behind(Kernel* kernel, dim3 blocks, dim3 block, cudaStream_t stream, const Args&... args) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = blocks;
-  config.blockDim = block;
-  config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = compute_major() >= 9 ? 1 : 0;
-  MOEBIUS_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args...));
-}
-
 // Blocks of a one-dimensional grid.
 inline int grid_size(int64_t blocks) {
   MOEBIUS_CHECK(blocks >= 1 && blocks <= INT32_MAX, "grid of ", blocks, " blocks");

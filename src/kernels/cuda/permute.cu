@@ -2,7 +2,6 @@
 // flight; the combination reads the K rows of a token and sums them in fp32 in the order of k.
 #include <algorithm>
 
-#include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/launch.cuh"
 
@@ -17,8 +16,6 @@ __global__ void __launch_bounds__(256, 4) gather_rows_kernel(const T* __restrict
                                                              const int32_t* __restrict__ order,  // (R)
                                                              T* __restrict__ rows,               // (R, D) out
                                                              int64_t num_rows, int width, FastDivisor top_k) {
-  wait_for_kernel_before();
-  allow_next_kernel();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   if (row >= num_rows) return;
   const int32_t slot = order[row];
@@ -52,8 +49,6 @@ __global__ void __launch_bounds__(256, 4)
                         const T* add,                         // (T, D) or null
                         T* out,                               // (T, D) out; may be add
                         int64_t num_tokens, int width, int top_k) {
-  wait_for_kernel_before();
-  allow_next_kernel();
   const int64_t token = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   if (token >= num_tokens) return;
   const int32_t* slots = inverse + token * top_k;
@@ -91,9 +86,11 @@ void gather_rows(const GatherRowsArgs& a, Stream stream) {
     with_vector<T>(vector_elements(a.width, sizeof(T), {a.src, a.rows}), [&]<int N>(Constant<N>) {
       const RowShape shape = row_shape(a.width / N, kInFlight, 256);
       const dim3 block(shape.threads_per_row, shape.rows_per_block);
-      launch_behind(gather_rows_kernel<T, N>, grid_size(ceil_div(a.num_rows, shape.rows_per_block)), block,
-                    cuda_stream(stream), static_cast<const T*>(a.src), a.order, static_cast<T*>(a.rows),
-                    a.num_rows, static_cast<int>(a.width), fast_divisor(a.top_k));
+      gather_rows_kernel<T, N>
+          <<<grid_size(ceil_div(a.num_rows, shape.rows_per_block)), block, 0, cuda_stream(stream)>>>(
+              static_cast<const T*>(a.src), a.order, static_cast<T*>(a.rows), a.num_rows,
+              static_cast<int>(a.width), fast_divisor(a.top_k));
+      MOEBIUS_CUDA_CHECK_LAUNCH("gather_rows");
     });
   });
 }
@@ -104,10 +101,11 @@ void combine_rows(const CombineRowsArgs& a, Stream stream) {
     with_vector<T>(vector_elements(a.width, sizeof(T), {a.rows, a.add, a.out}), [&]<int N>(Constant<N>) {
       const RowShape shape = row_shape(a.width / N, 2, 256);
       const dim3 block(shape.threads_per_row, shape.rows_per_block);
-      launch_behind(combine_rows_kernel<T, N>, grid_size(ceil_div(a.num_tokens, shape.rows_per_block)), block,
-                    cuda_stream(stream), static_cast<const T*>(a.rows), a.inverse, a.weights,
-                    static_cast<const T*>(a.add), static_cast<T*>(a.out), a.num_tokens,
-                    static_cast<int>(a.width), static_cast<int>(a.top_k));
+      combine_rows_kernel<T, N>
+          <<<grid_size(ceil_div(a.num_tokens, shape.rows_per_block)), block, 0, cuda_stream(stream)>>>(
+              static_cast<const T*>(a.rows), a.inverse, a.weights, static_cast<const T*>(a.add),
+              static_cast<T*>(a.out), a.num_tokens, static_cast<int>(a.width), static_cast<int>(a.top_k));
+      MOEBIUS_CUDA_CHECK_LAUNCH("combine_rows");
     });
   });
 }

@@ -2,7 +2,6 @@
 // 16 bytes of output columns, which are 32 bytes of gate_up.
 #include <algorithm>
 
-#include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/launch.cuh"
 
@@ -27,8 +26,6 @@ __global__ void __launch_bounds__(256)
                           T* __restrict__ out,                     // (R, F) out
                           const int32_t* __restrict__ valid_rows,  // (1) or null
                           int64_t first_row, uint32_t count, FastDivisor chunks) {
-  wait_for_kernel_before();
-  allow_next_kernel();
   const uint32_t index = blockIdx.x * 256u + threadIdx.x;
   if (index >= count) return;
   const int64_t row = first_row + divide(index, chunks);
@@ -61,8 +58,6 @@ __global__ void __launch_bounds__(256, 4)
                            int64_t num_rows, int width) {
   static_assert(ROWS == 1 || ROWS == kInFlight);
   __shared__ float shared[8 * 32 * ROWS];
-  wait_for_kernel_before();
-  allow_next_kernel();
   const int step = static_cast<int>(blockDim.x) * N;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * (blockDim.y * ROWS) + threadIdx.y;
   const int64_t num_valid = valid_rows == nullptr ? num_rows : *valid_rows;
@@ -140,9 +135,10 @@ void swiglu_forward(const SwigluForwardArgs& a, Stream stream) {
       const int64_t most_rows = std::max<int64_t>(1, ((int64_t{1} << 31) - 256) / chunks.divisor);
       for (int64_t row = 0; row < a.num_rows; row += most_rows) {
         const int64_t count = std::min(most_rows, a.num_rows - row) * chunks.divisor;
-        launch_behind(swiglu_forward_kernel<T, N>, grid_size(ceil_div(count, 256)), 256, cuda_stream(stream),
-                      static_cast<const T*>(a.gate_up), static_cast<T*>(a.out), a.valid_rows, row,
-                      static_cast<uint32_t>(count), chunks);
+        swiglu_forward_kernel<T, N><<<grid_size(ceil_div(count, 256)), 256, 0, cuda_stream(stream)>>>(
+            static_cast<const T*>(a.gate_up), static_cast<T*>(a.out), a.valid_rows, row,
+            static_cast<uint32_t>(count), chunks);
+        MOEBIUS_CUDA_CHECK_LAUNCH("swiglu_forward");
       }
     });
   });
@@ -158,12 +154,13 @@ void swiglu_backward(const SwigluBackwardArgs& a, Stream stream) {
       const dim3 block(shape.threads_per_row, shape.rows_per_block);
       const auto launch = [&]<int ROWS>(Constant<ROWS>) {
         const int blocks = grid_size(ceil_div(a.num_rows, shape.rows_per_block * ROWS));
-        launch_behind(swiglu_backward_kernel<T, N, ROWS>, blocks, block, cuda_stream(stream),
-                      static_cast<const T*>(a.gate_up), static_cast<const T*>(a.grad_out), a.row_scale,
-                      a.slots, static_cast<T*>(a.grad_gate_up), static_cast<T*>(a.act_scaled),
-                      a.grad_row_scale, a.valid_rows, a.num_rows, static_cast<int>(a.width));
+        swiglu_backward_kernel<T, N, ROWS><<<blocks, block, 0, cuda_stream(stream)>>>(
+            static_cast<const T*>(a.gate_up), static_cast<const T*>(a.grad_out), a.row_scale, a.slots,
+            static_cast<T*>(a.grad_gate_up), static_cast<T*>(a.act_scaled), a.grad_row_scale, a.valid_rows,
+            a.num_rows, static_cast<int>(a.width));
       };
       shape.chunks_per_thread == 1 ? launch(Constant<kInFlight>{}) : launch(Constant<1>{});
+      MOEBIUS_CUDA_CHECK_LAUNCH("swiglu_backward");
     });
   });
 }
