@@ -118,7 +118,9 @@ void MoeFeedForward::add_losses(const ops::Routing& routing, int64_t num_tokens,
     result.prob_sum_E = routing.prob_sum_SE.sum(0);
     result.counts_E = routing.counts_E;
   } else if (balance.aux_loss > 0 && context.load_sum != nullptr && balance.aux_scope == "micro_batch") {
-    result.balance_loss = shared_loss(routing.counts_E.unsqueeze(0), routing, num_tokens, *context.load_sum);
+    // Slots of all ranks: summed once for all layers.
+    result.prob_sum_E = routing.prob_sum_SE.sum(0);
+    result.counts_E = routing.counts_E;
   } else if (balance.aux_loss > 0 && context.sequence_sum != nullptr && balance.aux_scope == "sequence") {
     result.balance_loss = shared_loss(counts_by_segment(routing, context.sequence_of_T), routing, num_tokens,
                                       *context.sequence_sum);

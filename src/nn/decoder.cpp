@@ -41,6 +41,10 @@ void add_loss(at::Tensor& sum, const at::Tensor& loss) {
   if (loss.defined()) sum = sum.defined() ? sum + loss : loss;
 }
 
+void add_row(at::Tensor& rows, const at::Tensor& row) {
+  rows = rows.defined() ? at::cat({rows, row.unsqueeze(0)}) : row.unsqueeze(0);
+}
+
 }  // namespace
 
 struct Decoder::Block {
@@ -191,10 +195,16 @@ Decoder::Stream Decoder::run_block(int64_t layer, Stream in, const TokenBatch& b
   }
   add_loss(output.balance_loss, out[2]);
   if (out[3].defined()) {
-    add_loss(load.prob_sum_E, out[3]);
-    add_loss(load.counts_E, out[4].detach());
     load.load_sum = options.load_sum;
-    load.num_tokens += batch.tokens_T.size(0);
+    if (config_.moe.balance.aux_scope == "model") {
+      add_loss(load.prob_sum_E, out[3]);
+      add_loss(load.counts_E, out[4].detach());
+      load.num_tokens += batch.tokens_T.size(0);
+    } else {
+      add_row(load.prob_sum_E, out[3]);
+      add_row(load.counts_E, out[4].detach());
+      load.num_tokens = batch.tokens_T.size(0);
+    }
   }
   return {out[0], out[1]};
 }
@@ -205,6 +215,13 @@ at::Tensor Decoder::model_balance_loss(const ModelLoad& load) const {
   const config::MoeConfig& moe = config_.moe;
   const double tokens = static_cast<double>(std::max<int64_t>(load.num_tokens, 1));
   const double slots = tokens * static_cast<double>(moe.top_k);
+  if (moe.balance.aux_scope != "model") {
+    // The loss of each layer, with f_e of all ranks and P_e of this one: the mean over the ranks is that of
+    // all their tokens. One exchange for all layers, behind the last, where nothing waits for it.
+    const double share = moe.balance.aux_loss * static_cast<double>(moe.experts * moe.top_k) /
+                         (slots * slots * load.load_sum->num_ranks());
+    return (load.load_sum->sum(load.counts_E) * load.prob_sum_E).sum() * share;
+  }
   const double factor = moe.balance.aux_loss * static_cast<double>(moe.experts) / (tokens * slots);
   if (load.load_sum == nullptr) return (load.counts_E * load.prob_sum_E).sum() * factor;
   // The mean over the ranks of what each returns is the loss of all their tokens.

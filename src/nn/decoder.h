@@ -140,7 +140,8 @@ class Decoder {
     at::Tensor x_TD, delta_TD;
   };
 
-  // Sums of the routers over the layers so far, where load is balanced over all of them together.
+  // Sums of the routers: over the layers so far, where load is balanced over all of them together; a row for
+  // each layer, where several processes share the micro-batch.
   struct ModelLoad {
     at::Tensor prob_sum_E, counts_E;
     int64_t num_tokens = 0;

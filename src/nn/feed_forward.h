@@ -31,7 +31,7 @@ class LoadSum {
  public:
   virtual ~LoadSum() = default;
   virtual int num_ranks() const = 0;
-  // Counts of this rank, summed; a new tensor without gradient.
+  // Counts of this rank, of one layer or several, summed; a new tensor without gradient.
   virtual at::Tensor sum(const at::Tensor& counts_E) const = 0;
 };
 
@@ -52,8 +52,9 @@ struct FeedForwardContext {
 struct FeedForwardResult {
   at::Tensor y_TD;
   at::Tensor balance_loss;  // fp32 scalar with its coefficients applied; undefined when there is none
-  // Where load is balanced over all layers together: over this layer's tokens the sums of the router's
-  // probabilities (differentiable) and the slots given to each expert. Undefined otherwise.
+  // Where the balance loss takes more than this layer's tokens here (load balanced over all layers together,
+  // or a micro-batch that processes share): over these tokens the sums of the router's probabilities
+  // (differentiable) and the slots given to each expert. Undefined otherwise.
   at::Tensor prob_sum_E, counts_E;
 };
 

@@ -8,7 +8,8 @@
 
 namespace moebius::parallel {
 
-// One small all-reduce per layer and pass, which is waited for. The communicator must outlive it.
+// One small all-reduce for each sum, which is waited for: behind the last layer of a pass. The communicator
+// must outlive it.
 class RankLoadSum final : public nn::LoadSum {
  public:
   explicit RankLoadSum(Communicator& communicator) : communicator_(communicator) {}
