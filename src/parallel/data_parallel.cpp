@@ -94,11 +94,13 @@ at::Tensor DataParallel::sum_of_squares() const {
 void DataParallel::finish_update() {
   gradients_->release();
   for (FlatWeights& weights : weights_) weights.changed();
-  // The first to be used again is the last that was declared backwards.
-  for (size_t b = weights_.size(); b > 0; --b)
-    if (options_.zero_stage < 3 || buckets_[b - 1].block == kOutsideBlocks) weights_[b - 1].start_gather();
-  // The embedding is used before any block.
-  if (!weights_.empty() && weights_.back().is_gathered()) weights_.back().wait();
+  // The first to be used again is the last that was declared backwards: the embedding, before any block. It
+  // has the link to itself.
+  for (size_t b = weights_.size(); b > 0; --b) {
+    if (options_.zero_stage == 3 && buckets_[b - 1].block != kOutsideBlocks) continue;
+    weights_[b - 1].start_gather();
+    if (b == weights_.size()) weights_[b - 1].wait();
+  }
 }
 
 std::vector<OwnedSlice> DataParallel::slices() const {
