@@ -5,9 +5,8 @@
 
 #include "base/concat.h"
 #include "base/file.h"
-#include "tests/child_process.h"
 #include "tests/run_metrics.h"
-#include "tests/tiny_config.h"
+#include "tests/tiny_training.h"
 
 namespace moebius {
 namespace {
@@ -15,20 +14,7 @@ namespace {
 namespace fs = std::filesystem;
 using Words = std::vector<std::string>;
 
-class ContextParallelTest : public testing::Test {
- protected:
-  Finished run(const std::string& name, const Words& settings, int processes, const Words& flags = {}) {
-    Words words{"train", config, "--run", (folder / name).string(), "--device", "cpu", "--threads", "1"};
-    words.insert(words.end(), flags.begin(), flags.end());
-    for (const std::string& setting : settings) words.insert(words.end(), {"--set", setting});
-    if (processes > 1)
-      words.insert(words.end(), {"--nproc", std::to_string(processes), "--set", "parallel.timeout_s=60"});
-    return run_program(words);
-  }
-
-  TestFolder folder;
-  std::string config = write_tiny_config(folder, 20);
-};
+class ContextParallelTest : public TinyTraining {};
 
 Words joined(Words a, const Words& b) {
   a.insert(a.end(), b.begin(), b.end());

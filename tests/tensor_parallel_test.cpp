@@ -7,9 +7,8 @@
 
 #include "base/concat.h"
 #include "base/file.h"
-#include "tests/child_process.h"
 #include "tests/run_metrics.h"
-#include "tests/tiny_config.h"
+#include "tests/tiny_training.h"
 
 namespace moebius {
 namespace {
@@ -17,23 +16,11 @@ namespace {
 namespace fs = std::filesystem;
 using Words = std::vector<std::string>;
 
-class TensorParallelTest : public testing::Test {
+class TensorParallelTest : public TinyTraining {
  protected:
-  Finished run(const std::string& name, const Words& settings, int processes, const Words& flags = {}) {
-    Words words{"train", config, "--run", (folder / name).string(), "--device", "cpu", "--threads", "1"};
-    words.insert(words.end(), flags.begin(), flags.end());
-    for (const std::string& setting : settings) words.insert(words.end(), {"--set", setting});
-    if (processes > 1)
-      words.insert(words.end(), {"--nproc", std::to_string(processes), "--set", "parallel.timeout_s=60"});
-    return run_program(words);
-  }
-
   void compare(const std::string& one, const std::string& several) const {
     expect_same_training(metrics_of(folder / one), metrics_of(folder / several), 20);
   }
-
-  TestFolder folder;
-  std::string config = write_tiny_config(folder, 20);
 };
 
 TEST_F(TensorParallelTest, trains_as_one_process_does) {

@@ -39,37 +39,9 @@ config::RunConfig run_of(const config::ModelConfig& model, int side) {
   return config;
 }
 
-struct GridForm {
-  std::string name;
-  std::function<void(config::ModelConfig&)> change;
-};
-
-std::vector<GridForm> grid_forms() {
+std::vector<SplitForm> grid_forms() {
   using Model = config::ModelConfig;
-  return {
-      {"normed_heads",
-       [](Model& m) {
-         m.qk_norm = "head";
-         m.moe.balance.aux_loss = 0.02;
-         m.moe.balance.z_loss = 0.01;
-       }},
-      {"biases_and_sinks",
-       [](Model& m) {
-         m.attention_bias = m.attention_output_bias = m.attention_sinks = m.ffn_bias = true;
-         m.sliding_window = 4;
-         m.moe.router_bias = m.moe.expert_bias = true;
-         m.moe.softmax_order = "after_topk";
-         m.moe.activation = "clamped_swiglu";
-       }},
-      {"shared_experts_with_a_gate",
-       [](Model& m) {
-         m.tied_embeddings = true;
-         m.moe.shared_experts = 1;
-         m.moe.shared_dim = 20;
-         m.moe.shared_gate = true;
-         m.moe.balance.aux_loss = 0.02;
-         m.moe.balance.aux_scope = "model";
-       }},
+  return split_forms({
       {"balance_of_sequences",
        [](Model& m) {
          m.moe.score = "sigmoid";
@@ -78,7 +50,7 @@ std::vector<GridForm> grid_forms() {
          m.moe.balance.bias_rate = 0.001;
        }},
       {"dense", [](Model& m) { m.moe.experts = 0; }},
-  };
+  });
 }
 
 void expect_grid_like_one_process(const config::ModelConfig& model, int side, nn::Recompute recompute,
@@ -111,7 +83,7 @@ void expect_grid_like_one_process(const config::ModelConfig& model, int side, nn
 }
 
 TEST(GridAxis, every_form_of_a_decoder_is_that_of_one_process) {
-  for (const GridForm& form : grid_forms()) {
+  for (const SplitForm& form : grid_forms()) {
     SCOPED_TRACE(form.name);
     config::ModelConfig model = split_model();
     form.change(model);
@@ -170,7 +142,7 @@ TEST(GridAxis, models_of_random_shapes) {
 
 TEST(GridAxis, what_is_computed_again_is_exchanged_again) {
   for (const nn::Recompute recompute : {nn::Recompute::selective, nn::Recompute::full})
-    for (const GridForm& form : {grid_forms()[0], grid_forms()[2]}) {
+    for (const SplitForm& form : {grid_forms()[0], grid_forms()[2]}) {
       config::ModelConfig model = split_model();
       form.change(model);
       expect_grid_like_one_process(model, 2, recompute);

@@ -12,6 +12,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -44,6 +45,44 @@ inline config::ModelConfig split_model() {
   model.moe.expert_dim = 12;
   model.moe.dense_layers = {1};
   return model;
+}
+
+// A change of split_model() that makes another kind of layer.
+struct SplitForm {
+  std::string name;
+  std::function<void(config::ModelConfig&)> change;
+};
+
+// Forms that can be split in any way, and those of `more`.
+inline std::vector<SplitForm> split_forms(const std::vector<SplitForm>& more) {
+  using Model = config::ModelConfig;
+  std::vector<SplitForm> forms{
+      {"normed_heads",
+       [](Model& m) {
+         m.qk_norm = "head";
+         m.moe.balance.aux_loss = 0.02;
+         m.moe.balance.z_loss = 0.01;
+       }},
+      {"biases_and_sinks",
+       [](Model& m) {
+         m.attention_bias = m.attention_output_bias = m.attention_sinks = m.ffn_bias = true;
+         m.sliding_window = 4;
+         m.moe.router_bias = m.moe.expert_bias = true;
+         m.moe.softmax_order = "after_topk";
+         m.moe.activation = "clamped_swiglu";
+       }},
+      {"shared_experts_with_a_gate",
+       [](Model& m) {
+         m.tied_embeddings = true;
+         m.moe.shared_experts = 1;
+         m.moe.shared_dim = 20;
+         m.moe.shared_gate = true;
+         m.moe.balance.aux_loss = 0.02;
+         m.moe.balance.aux_scope = "model";
+       }},
+  };
+  forms.insert(forms.end(), more.begin(), more.end());
+  return forms;
 }
 
 // Values that are random everywhere, biases and norms too, and alike for every split.

@@ -14,37 +14,9 @@
 namespace moebius::parallel {
 namespace {
 
-struct SplitForm {
-  std::string name;
-  std::function<void(config::ModelConfig&)> change;
-};
-
-std::vector<SplitForm> split_forms() {
+std::vector<SplitForm> tensor_forms() {
   using Model = config::ModelConfig;
-  return {
-      {"normed_heads",
-       [](Model& m) {
-         m.qk_norm = "head";
-         m.moe.balance.aux_loss = 0.02;
-         m.moe.balance.z_loss = 0.01;
-       }},
-      {"biases_and_sinks",
-       [](Model& m) {
-         m.attention_bias = m.attention_output_bias = m.attention_sinks = m.ffn_bias = true;
-         m.sliding_window = 4;
-         m.moe.router_bias = m.moe.expert_bias = true;
-         m.moe.softmax_order = "after_topk";
-         m.moe.activation = "clamped_swiglu";
-       }},
-      {"shared_experts_with_a_gate",
-       [](Model& m) {
-         m.tied_embeddings = true;
-         m.moe.shared_experts = 1;
-         m.moe.shared_dim = 20;
-         m.moe.shared_gate = true;
-         m.moe.balance.aux_loss = 0.02;
-         m.moe.balance.aux_scope = "model";
-       }},
+  return split_forms({
       {"latents_and_further_tokens",
        [](Model& m) {
          m.attention = "mla";
@@ -59,7 +31,7 @@ std::vector<SplitForm> split_forms() {
          m.moe.shared_experts = 2;
          m.moe.balance.bias_rate = 0.001;
        }},
-  };
+  });
 }
 
 void expect_like_one_process(const config::ModelConfig& model, int ranks, bool sequence,
@@ -85,7 +57,7 @@ void expect_like_one_process(const config::ModelConfig& model, int ranks, bool s
 }
 
 TEST(TensorAxis, every_form_of_a_decoder_is_that_of_one_process) {
-  for (const SplitForm& form : split_forms())
+  for (const SplitForm& form : tensor_forms())
     for (const bool sequence : {false, true}) {
       SCOPED_TRACE(form.name + (sequence ? " split over tokens" : ""));
       config::ModelConfig model = split_model();
@@ -97,7 +69,7 @@ TEST(TensorAxis, every_form_of_a_decoder_is_that_of_one_process) {
 TEST(TensorAxis, four_ranks) {
   for (const bool sequence : {false, true}) {
     config::ModelConfig model = split_model();
-    split_forms().front().change(model);
+    tensor_forms().front().change(model);
     expect_like_one_process(model, 4, sequence, nn::Recompute::none);
   }
 }
@@ -113,7 +85,7 @@ TEST(TensorAxis, what_is_computed_again_is_exchanged_again) {
   for (const nn::Recompute recompute : {nn::Recompute::selective, nn::Recompute::full})
     for (const bool sequence : {false, true}) {
       config::ModelConfig model = split_model();
-      split_forms().front().change(model);
+      tensor_forms().front().change(model);
       expect_like_one_process(model, 2, sequence, recompute);
     }
 }
