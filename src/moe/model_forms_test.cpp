@@ -375,6 +375,7 @@ TEST(ModelBalance, counts_the_tokens_of_all_layers_together) {
   model.moe.experts = 4;
   model.moe.top_k = 2;
   model.moe.balance.aux_loss = 0.25;
+  model.moe.balance.aux_scope = "model";
   nn::Decoder decoder(model, [](int64_t layer, const std::string&, nn::ParamTable&) {
     return std::make_unique<FixedLoad>(layer);
   });

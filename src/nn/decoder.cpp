@@ -216,6 +216,7 @@ at::Tensor Decoder::model_balance_loss(const ModelLoad& load) const {
   const double tokens = static_cast<double>(std::max<int64_t>(load.num_tokens, 1));
   const double slots = tokens * static_cast<double>(moe.top_k);
   if (moe.balance.aux_scope != "model") {
+    MOEBIUS_CHECK(load.load_sum != nullptr, "loads of layers that no other process shares");
     // The loss of each layer, with f_e of all ranks and P_e of this one: the mean over the ranks is that of
     // all their tokens. One exchange for all layers, behind the last, where nothing waits for it.
     const double share = moe.balance.aux_loss * static_cast<double>(moe.experts * moe.top_k) /
