@@ -26,13 +26,13 @@ if(CMAKE_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL GNU)
 endif()
 
 # The precompiled header is built once, in this target, and reused by every TORCH module and test.
-add_library(moebius_torch_pch OBJECT ${CMAKE_SOURCE_DIR}/cmake/torch_pch.cpp)
+add_library(moebius_torch_pch OBJECT EXCLUDE_FROM_ALL ${CMAKE_SOURCE_DIR}/cmake/torch_pch.cpp)
 target_link_libraries(moebius_torch_pch PUBLIC moebius_options moebius::torch)
 target_precompile_headers(moebius_torch_pch PRIVATE ${CMAKE_SOURCE_DIR}/cmake/torch_pch.h)
 
 # Tests have one of their own, with googletest in it and lighter optimisation: they are a third of the build.
 if(MOEBIUS_TESTS)
-  add_library(moebius_test_pch OBJECT ${CMAKE_SOURCE_DIR}/cmake/test_pch.cpp)
+  add_library(moebius_test_pch OBJECT EXCLUDE_FROM_ALL ${CMAKE_SOURCE_DIR}/cmake/test_pch.cpp)
   target_link_libraries(moebius_test_pch PUBLIC moebius_options moebius::torch GTest::gmock)
   target_compile_options(moebius_test_pch PRIVATE $<$<CONFIG:Release>:-O1>)
   target_precompile_headers(moebius_test_pch PRIVATE ${CMAKE_SOURCE_DIR}/cmake/test_pch.h)
