@@ -13,6 +13,7 @@
 #include "base/concat.h"
 #include "base/philox.h"
 #include "ops/linear.h"
+#include "quant/product.h"
 
 namespace moebius::nn {
 namespace {
