@@ -28,39 +28,56 @@ void zero_from(T* row, int64_t begin, int64_t end) {
   std::fill(row + begin, row + end, T{});
 }
 
+// Of the scores [first, seen) of a row.
+inline float largest_of(const float* scores, int64_t first, int64_t seen) {
+  Vf max = hn::Set(F32(), -3.402823466e38f);
+  for (int64_t i = first; i < seen; i += lanes()) {
+    const Part part(seen - i);
+    max = hn::Max(max, part.keep(part.load(scores + i), -3.402823466e38f));
+  }
+  return max_lanes(max);
+}
+
+// They become exp(scale * score - shift); returns their sum.
+inline float exponentials(float* scores, int64_t first, int64_t seen, float scale, float shift) {
+  const F32 d;
+  const Vf factor = hn::Set(d, scale), minus = hn::Set(d, -shift);
+  Vf sums = hn::Zero(d);
+  for (int64_t i = first; i < seen; i += lanes()) {
+    const Part part(seen - i);
+    const Vf e = exp(hn::MulAdd(part.load(scores + i), factor, minus));
+    sums = hn::Add(sums, part.keep(e, 0.0f));
+    part.store(e, scores + i);
+  }
+  return sum_lanes(sums);
+}
+
+// Row r of what exponentials() left, times the factor, in the dtype of the weights; zero for unseen keys.
+template <class T>
+void scaled_weights(const ScoreRows& s, int64_t r, float factor) {
+  const float* scores = s.scores + r * s.stride;
+  T* weights = row_in_place<T>(s.scores, r, s.stride);
+  const int64_t seen = s.end_key(r), first = s.first_key(r);
+  const Vf scale = hn::Set(F32(), factor);
+  for (int64_t i = first; i < seen; i += lanes()) {
+    const Part part(seen - i);
+    part.store(hn::Mul(part.load(scores + i), scale), weights + i);
+  }
+  zero_from(weights, 0, first);
+  zero_from(weights, seen, s.num_keys);
+}
+
 template <class T>
 void softmax_rows(const ScoreRows& s) {
-  const F32 d;
-  const Vf scale = hn::Set(d, s.scale);
   for (int64_t r = 0; r < s.num_rows; ++r) {
     float* scores = s.scores + r * s.stride;
     const int64_t seen = s.end_key(r), first = s.first_key(r);
-    Vf max = hn::Set(d, -3.402823466e38f);
-    for (int64_t i = first; i < seen; i += lanes()) {
-      const Part part(seen - i);
-      max = hn::Max(max, part.keep(part.load(scores + i), -3.402823466e38f));
-    }
-    float largest = max_lanes(max) * s.scale;
+    float largest = largest_of(scores, first, seen) * s.scale;
     if (s.sink != nullptr) largest = std::max(largest, *s.sink);
-    const Vf shift = hn::Set(d, -largest);
-    Vf sums = hn::Zero(d);
-    for (int64_t i = first; i < seen; i += lanes()) {
-      const Part part(seen - i);
-      const Vf e = exp(hn::MulAdd(part.load(scores + i), scale, shift));
-      sums = hn::Add(sums, part.keep(e, 0.0f));
-      part.store(e, scores + i);
-    }
-    float sum = sum_lanes(sums);
+    float sum = exponentials(scores, first, seen, s.scale, largest);
     if (s.sink != nullptr) sum += std::exp(*s.sink - largest);
     if (s.lse != nullptr) s.lse[r] = largest + std::log(sum);
-    const Vf inverse = hn::Set(d, 1.0f / sum);
-    T* weights = row_in_place<T>(s.scores, r, s.stride);
-    for (int64_t i = first; i < seen; i += lanes()) {
-      const Part part(seen - i);
-      part.store(hn::Mul(part.load(scores + i), inverse), weights + i);
-    }
-    zero_from(weights, 0, first);
-    zero_from(weights, seen, s.num_keys);
+    scaled_weights<T>(s, r, 1.0f / sum);
   }
 }
 
@@ -68,45 +85,25 @@ void softmax_rows(const ScoreRows& s) {
 // logarithms of the sums, and both become those of all keys together.
 template <class T>
 void merge_rows(const ScoreRows& s, const MergedRows& m) {
-  const F32 d;
-  const Vf scale = hn::Set(d, s.scale);
   for (int64_t r = 0; r < s.num_rows; ++r) {
     float* scores = s.scores + r * s.stride;
-    T* weights = row_in_place<T>(s.scores, r, s.stride);
     const int64_t seen = s.end_key(r), first = s.first_key(r);
     if (first >= seen) {
-      zero_from(weights, 0, s.num_keys);
+      zero_from(row_in_place<T>(s.scores, r, s.stride), 0, s.num_keys);
       continue;
     }
-    Vf max = hn::Set(d, -3.402823466e38f);
-    for (int64_t i = first; i < seen; i += lanes()) {
-      const Part part(seen - i);
-      max = hn::Max(max, part.keep(part.load(scores + i), -3.402823466e38f));
-    }
-    const float largest = max_lanes(max) * s.scale;
-    const Vf shift = hn::Set(d, -largest);
-    Vf sums = hn::Zero(d);
-    for (int64_t i = first; i < seen; i += lanes()) {
-      const Part part(seen - i);
-      const Vf e = exp(hn::MulAdd(part.load(scores + i), scale, shift));
-      sums = hn::Add(sums, part.keep(e, 0.0f));
-      part.store(e, scores + i);
-    }
-    const float before = s.lse[r], own = largest + std::log(sum_lanes(sums)), more = std::max(before, own);
+    const float largest = largest_of(scores, first, seen) * s.scale;
+    const float sum = exponentials(scores, first, seen, s.scale, largest);
+    const float before = s.lse[r], own = largest + std::log(sum), more = std::max(before, own);
     const float all = more + std::log(std::exp(before - more) + std::exp(own - more));
     s.lse[r] = all;
-    const Vf kept = hn::Set(d, std::exp(before - all)), factor = hn::Set(d, std::exp(largest - all));
+    const Vf kept = hn::Set(F32(), std::exp(before - all));
     float* out = m.out + r * m.stride;
     for (int64_t i = 0; i < m.width; i += lanes()) {
       const Part part(m.width - i);
       part.store(hn::Mul(part.load(out + i), kept), out + i);
     }
-    for (int64_t i = first; i < seen; i += lanes()) {
-      const Part part(seen - i);
-      part.store(hn::Mul(part.load(scores + i), factor), weights + i);
-    }
-    zero_from(weights, 0, first);
-    zero_from(weights, seen, s.num_keys);
+    scaled_weights<T>(s, r, std::exp(largest - all));
   }
 }
 

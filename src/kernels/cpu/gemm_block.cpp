@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels/cpu/fetch_ahead.h"
 #include "kernels/cpu/gemm_amx.h"
 #include "kernels/cpu/gemm_tile.h"
 #include "kernels/cpu/scratch.h"
@@ -46,12 +47,10 @@ const Element* row_of(const GemmOperand& operand, int64_t r) {
   return static_cast<const Element*>(operand.data) + row * operand.stride;
 }
 
-// Asks for what a stream through `count` elements a step will read, for the second-level cache and then for
-// the nearest: the former has more lines on their way from memory than the latter could, and hardware fetches
-// ahead within a page only.
+// Asks for what a stream through `count` elements a step will read.
 template <class Element>
 HWY_INLINE void fetch_ahead(const Element* from, int64_t count) {
-  constexpr int64_t kFarAhead = 16384, kNearAhead = 1024, kLine = 64;
+  constexpr int64_t kLine = 64;
   const char* const bytes = reinterpret_cast<const char*>(from);
   for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(Element)); i += kLine) {
     __builtin_prefetch(bytes + i + kFarAhead, 0, 2);

@@ -92,7 +92,8 @@ Int8TileTable make_table(const Int8TileTable& of_few_rows) {
 const Int8TileTable* amx_int8_tiles() {
   // Processors with AMX have AVX512-VNNI; a system that hides the latter gets neither.
   const Int8TileTable* const of_few_rows = avx512_vnni_tiles();
-  if (of_few_rows == nullptr || !processor_has_int8_tiles() || !has_amx_tiles()) return nullptr;
+  static const bool has = processor_has_int8_tiles() && has_amx_tiles();
+  if (of_few_rows == nullptr || !has) return nullptr;
   static const Int8TileTable table = make_table(*of_few_rows);
   return &table;
 }

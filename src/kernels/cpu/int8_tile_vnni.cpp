@@ -1,3 +1,4 @@
+#include "kernels/cpu/fetch_ahead.h"
 #include "kernels/cpu/int8_tile.h"
 
 #if defined(__x86_64__)
@@ -30,10 +31,6 @@ int word_at(const uint8_t* a) {
 constexpr int sums_of(int rows) {
   return rows == 1 ? 4 : rows <= 3 ? 3 : rows <= 6 ? 2 : 1;
 }
-
-// Bytes ahead of B to be fetched into the second-level and the nearest cache: the former has more lines on
-// their way from memory than the latter could, and hardware fetches ahead within a page only.
-constexpr int kFarAhead = 16384, kNearAhead = 1024;
 
 MOEBIUS_VNNI512_INLINE void multiply_add(const uint8_t* a, __m512i b0, __m512i b1, __m512i& c0, __m512i& c1) {
   const __m512i v = _mm512_set1_epi32(word_at(a));
