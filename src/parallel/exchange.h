@@ -5,6 +5,8 @@
 
 #include <functional>
 
+#include "parallel/communicator.h"
+
 namespace moebius::parallel {
 
 using Map = std::function<at::Tensor(const at::Tensor&)>;
@@ -17,5 +19,14 @@ at::Tensor exchange(const at::Tensor& x, const Map& forward, Map backward);
 inline at::Tensor identity(const at::Tensor& x) {
   return x;
 }
+
+// Over the ranks of a group, without autograd, and waited for: the sum of x, which stays as it is, and the
+// values of all ranks, (ranks, ...) in their order. x has one shape on all of them.
+at::Tensor sum_over(Communicator& group, const at::Tensor& x);
+at::Tensor gather_over(Communicator& group, const at::Tensor& x);
+
+// x, with its gradient summed over the ranks, and with a share of its gradient, 1 / ranks.
+at::Tensor with_sum_of_gradients(Communicator& group, const at::Tensor& x);
+at::Tensor with_share_of_gradient(const Communicator& group, const at::Tensor& x);
 
 }  // namespace moebius::parallel

@@ -28,11 +28,7 @@ AxisPlace place_on(const Communicator& line) {
 
 // x (R, W) of each rank of the line beside each other, (R, q W).
 at::Tensor gathered_columns(Communicator& line, const at::Tensor& x_RW) {
-  const at::NoGradGuard no_grad;
-  const int64_t q = line.size(), rows = x_RW.size(0), width = x_RW.size(1);
-  const at::Tensor all_QRW = at::empty({q, rows, width}, x_RW.options());
-  if (all_QRW.numel() > 0) line.all_gather(all_QRW, x_RW.detach().contiguous()).wait();
-  return all_QRW.transpose(0, 1).reshape({rows, q * width});
+  return gather_over(line, x_RW).transpose(0, 1).reshape({x_RW.size(0), line.size() * x_RW.size(1)});
 }
 
 // Of y (R, q W) this rank's columns of the sum over the line.
@@ -44,13 +40,6 @@ at::Tensor scattered_columns(Communicator& line, const at::Tensor& y_RD) {
   const at::Tensor part_RW = at::empty({rows, width}, y_RD.options());
   if (part_RW.numel() > 0) line.reduce_scatter(part_RW, parts_QRW).wait();
   return part_RW;
-}
-
-at::Tensor summed(Communicator& line, const at::Tensor& x) {
-  const at::NoGradGuard no_grad;
-  const at::Tensor sum = x.detach().clone(at::MemoryFormat::Contiguous);
-  line.all_reduce(sum).wait();
-  return sum;
 }
 
 // How `count` rows lie on the ranks of a line: the sizes of nn::share_of.
@@ -73,9 +62,7 @@ at::Tensor gathered_rows(Communicator& line, const at::Tensor& x_R, int64_t coun
   sizes[0] = most;
   const at::Tensor padded = at::zeros(sizes, x_R.options().requires_grad(false));
   padded.narrow(0, 0, x_R.size(0)).copy_(x_R.detach());
-  sizes.insert(sizes.begin(), line.size());
-  const at::Tensor all = at::empty(sizes, padded.options());
-  if (all.numel() > 0) line.all_gather(all, padded).wait();
+  const at::Tensor all = gather_over(line, padded);
   std::vector<at::Tensor> parts;
   for (int rank = 0; rank < line.size(); ++rank)
     parts.push_back(all[rank].narrow(0, 0, share_of(count, {line.size(), rank}).count));
@@ -122,22 +109,10 @@ class GridAxis final : public nn::TensorAxis {
         y_TD, [this](const at::Tensor& y) { return scattered_columns(row_, y.contiguous()); },
         [this](const at::Tensor& grad) { return gathered_columns(row_, grad); });
   }
-  at::Tensor alike(const at::Tensor& x) const override {
-    const double share = 1.0 / row_.size();
-    return exchange(x, identity, [share](const at::Tensor& grad) { return grad.mul(share); });
-  }
-  at::Tensor shared(const at::Tensor& x) const override {
-    return exchange(x, identity, [this](const at::Tensor& grad) { return summed(row_, grad); });
-  }
+  at::Tensor alike(const at::Tensor& x) const override { return with_share_of_gradient(row_, x); }
+  at::Tensor shared(const at::Tensor& x) const override { return with_sum_of_gradients(row_, x); }
   at::Tensor outside(const at::Tensor& param) const override { return of_lines(param); }
-  at::Tensor gather(const at::Tensor& x) const override {
-    const at::NoGradGuard no_grad;
-    std::vector<int64_t> sizes = x.sizes().vec();
-    sizes.insert(sizes.begin(), row_.size());
-    const at::Tensor all = at::empty(sizes, x.options().requires_grad(false));
-    if (all.numel() > 0) row_.all_gather(all, x.detach().contiguous()).wait();
-    return all;
-  }
+  at::Tensor gather(const at::Tensor& x) const override { return gather_over(row_, x); }
 
   std::pair<at::Tensor, at::Tensor> add_norm(const at::Tensor& x_TW, const at::Tensor& delta_TW,
                                              const at::Tensor& weight_W, double eps) const override {
@@ -152,11 +127,11 @@ class GridAxis final : public nn::TensorAxis {
   }
 
   at::Tensor of_lines(const at::Tensor& param) const override {
-    return exchange(param, identity, [this](const at::Tensor& grad) { return summed(column_, grad); });
+    return with_sum_of_gradients(column_, param);
   }
   at::Tensor sum_of_lines(const at::Tensor& x) const override {
     return exchange(
-        x, [this](const at::Tensor& own) { return summed(column_, own); }, identity);
+        x, [this](const at::Tensor& own) { return sum_over(column_, own); }, identity);
   }
   at::Tensor rows_of_lines(const at::Tensor& x, int64_t num_tokens) const override {
     return gathered_rows(column_, x, num_tokens);

@@ -70,8 +70,9 @@ Run run_of(const Layout::Sizes& s, Axis axis) {
     case Axis::expert_tp:
       return {1, s.expert_tp};
     case Axis::ep:
-    case Axis::ep_sizes:
       return {s.expert_tp, s.ep};
+    case Axis::ep_sizes:
+      return {s.expert_tp, s.ep_pairs ? s.ep : 1};
     case Axis::ep_node:
       return {s.expert_tp, s.ep_node};
     case Axis::ep_rail:
@@ -327,6 +328,7 @@ Layout make_layout(const config::RunConfig& config, int world) {
   sizes.ep = static_cast<int>(p.ep);
   sizes.expert_tp = static_cast<int>(p.expert_tp == 0 ? p.tp : p.expert_tp);
   sizes.tp_side = static_cast<int>(grid_side(p));
+  sizes.ep_pairs = p.ep_pairs;
   share_out(p, world / fixed, world, sizes);
   if (sizes.expert_tp != 1 && sizes.expert_tp != sizes.tp)
     throw_user_error("parallel.expert_tp is ", p.expert_tp,

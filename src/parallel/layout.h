@@ -31,7 +31,8 @@ enum class Axis : uint8_t {
   shard,  // fsdp x cp: those of one copy of what parallel.zero_stage splits; of one rank without cp, where it
           // is fsdp
   ep,
-  ep_sizes,  // the same ranks; carries how many tokens go where, which none of them hold up then
+  ep_sizes,  // the same ranks; carries how many tokens go where, which none of them hold up then. Of one rank
+             // without parallel.ep_pairs
   ep_node,   // neighbours of ep that share a machine, and
   ep_rail,   // ranks with one place on their machines; both of one rank where parallel.ep_node_size is 0
   expert_tp,
@@ -52,8 +53,9 @@ class Layout {
  public:
   struct Sizes {
     int pp = 1, dp = 1, fsdp = 1, cp = 1, tp = 1, ep = 1, expert_tp = 1;
-    int ep_node = 1;  // divides ep; 1: one level
-    int tp_side = 1;  // of the grid of tensor ranks, tp = tp_side^2; 1: they are a line
+    int ep_node = 1;        // divides ep; 1: one level
+    int tp_side = 1;        // of the grid of tensor ranks, tp = tp_side^2; 1: they are a line
+    bool ep_pairs = false;  // passes in turns, beside which sizes travel on ep_sizes
   };
   Layout() = default;  // one process
   // CHECK: all at least 1, ep x expert_tp divides a stage, and ep_node divides ep.
@@ -69,6 +71,9 @@ class Layout {
   // Number of parts of a batch, and whose part a rank has: ranks of tp, cp and pp see the same sequences.
   int batch_parts() const { return sizes_.dp * sizes_.fsdp; }
   int batch_part(int rank) const;
+  // Whether a rank counts the tokens and targets of its part in sums over the axis `data`: of ranks that
+  // share sequences the first does.
+  bool counts_part(int rank) const { return index(Axis::cp, rank) == 0; }
   const Sizes& sizes() const { return sizes_; }
 
  private:

@@ -20,8 +20,9 @@ std::unique_ptr<nn::Decoder> make_spread_decoder(const config::RunConfig& config
     auto within = std::make_shared<ExpertDispatcher>(mesh.on(Axis::ep_node), experts / rail.size(), 1);
     dispatcher = std::make_shared<ExpertDispatcher>(rail, experts, chunks, std::move(within));
   } else if (ep.size() > 1) {
-    dispatcher = std::make_shared<ExpertDispatcher>(
-        ep, experts, chunks, nullptr, config.parallel.ep_pairs ? &mesh.on(Axis::ep_sizes) : nullptr);
+    Communicator& sizes = mesh.on(Axis::ep_sizes);
+    dispatcher =
+        std::make_shared<ExpertDispatcher>(ep, experts, chunks, nullptr, sizes.size() > 1 ? &sizes : nullptr);
   }
   std::shared_ptr<const nn::TensorAxis> axis;
   nn::Shards shards{.ep = {ep.size(), ep.rank()}, .tp = {tp.size(), tp.rank()}};

@@ -4,8 +4,6 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 
-#include <vector>
-
 #include "base/check.h"
 #include "base/error.h"
 #include "parallel/exchange.h"
@@ -25,36 +23,16 @@ class OneDimAxis : public nn::TensorAxis {
   }
   at::Tensor leave(const at::Tensor& y_TD) const override {
     return exchange(
-        y_TD, [this](const at::Tensor& y) { return sum(y); }, identity);
+        y_TD, [this](const at::Tensor& y) { return sum_over(axis_, y); }, identity);
   }
-  at::Tensor alike(const at::Tensor& x) const override {
-    const double share = 1.0 / axis_.size();
-    return exchange(x, identity, [share](const at::Tensor& grad) { return grad.mul(share); });
-  }
-  at::Tensor shared(const at::Tensor& x) const override {
-    return exchange(x, identity, [this](const at::Tensor& grad) { return sum(grad); });
-  }
+  at::Tensor alike(const at::Tensor& x) const override { return with_share_of_gradient(axis_, x); }
+  at::Tensor shared(const at::Tensor& x) const override { return with_sum_of_gradients(axis_, x); }
   at::Tensor outside(const at::Tensor& param) const override { return param; }
   int64_t rows_between(int64_t num_tokens) const override { return num_tokens; }
 
-  at::Tensor gather(const at::Tensor& x) const override {
-    const at::NoGradGuard no_grad;
-    std::vector<int64_t> sizes = x.sizes().vec();
-    sizes.insert(sizes.begin(), axis_.size());
-    const at::Tensor all = at::empty(sizes, x.options());
-    axis_.all_gather(all, x.detach().contiguous()).wait();
-    return all;
-  }
+  at::Tensor gather(const at::Tensor& x) const override { return gather_over(axis_, x); }
 
  protected:
-  // x belongs to others too, who may read it later.
-  at::Tensor sum(const at::Tensor& x) const {
-    const at::NoGradGuard no_grad;
-    const at::Tensor result = x.detach().clone(at::MemoryFormat::Contiguous);
-    axis_.all_reduce(result).wait();
-    return result;
-  }
-
   Communicator& axis_;
 };
 

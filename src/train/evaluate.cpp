@@ -104,7 +104,7 @@ Evaluation evaluate(const nn::Decoder& decoder, data::ValidationSet& set, int64_
   const int64_t parts = mesh == nullptr ? 1 : mesh->layout().batch_parts();
   const int64_t part = mesh == nullptr ? 0 : mesh->layout().batch_part(mesh->rank());
   // Of ranks that share each sequence one counts the whole, and each has the loss of its part.
-  const bool counts_targets = mesh == nullptr || mesh->layout().index(parallel::Axis::cp, mesh->rank()) == 0;
+  const bool counts_targets = mesh == nullptr || mesh->layout().counts_part(mesh->rank());
   MOEBIUS_CHECK((details.parts == nullptr && details.likeliest_tokens == nullptr) || mesh == nullptr ||
                     mesh->layout().size(parallel::Axis::cp) == 1,
                 "details of parts of sequences");

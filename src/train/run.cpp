@@ -182,8 +182,8 @@ Run::Run(const TrainOptions& options, const config::RunConfig& config, const dat
     parallel::Communicator& context = options.mesh->on(parallel::Axis::cp);
     if (context.size() > 1) sequence_sum_.emplace(context);
     if (options.config.train.micro_batch == 0) load_sum_.emplace(options.mesh->data());
-    const nn::LoadSum* const sequence_sum = sequence_sum_ ? &*sequence_sum_ : nullptr;
-    step_.join(*options.mesh, *shares_, load_sum_ ? &*load_sum_ : sequence_sum, sequence_sum);
+    step_.join(*options.mesh, *shares_, load_sum_ ? &*load_sum_ : nullptr,
+               sequence_sum_ ? &*sequence_sum_ : nullptr);
   }
   if (!sources.validation.empty())
     validation_.emplace(sources.validation, sources.tokenizer, config.model.vocab, config.train.sequence,
@@ -465,7 +465,7 @@ void Run::load(data::Loader& loader) {
 void Run::begin_agreement() {
   if (options_.mesh == nullptr) return;
   StepTotals own = totals_of(next_.micro_batches);
-  if (options_.mesh->layout().index(parallel::Axis::cp, options_.mesh->rank()) > 0) own = {};
+  if (!options_.mesh->layout().counts_part(options_.mesh->rank())) own = {};
   next_.sums = at::empty({3}, at::kLong);
   int64_t* const each = next_.sums.mutable_data_ptr<int64_t>();
   each[0] = interrupt_requested() ? 1 : 0;

@@ -40,7 +40,7 @@ std::vector<Outcome> first_step(const config::RunConfig& config, const data::Sou
     TrainStep step(own, *model, optimizer);
     const parallel::RankLoadSum load_sum(mesh.data()), of_context(mesh.on(parallel::Axis::cp));
     const nn::LoadSum* const sequence_sum = layout.size(parallel::Axis::cp) > 1 ? &of_context : nullptr;
-    step.join(mesh, shares, config.train.micro_batch == 0 ? &load_sum : sequence_sum, sequence_sum);
+    step.join(mesh, shares, config.train.micro_batch == 0 ? &load_sum : nullptr, sequence_sum);
     const auto batches = data::make_training_batches(own.data, sources,
                                                      {.seed = 1,
                                                       .sequence = own.train.sequence,
@@ -53,8 +53,7 @@ std::vector<Outcome> first_step(const config::RunConfig& config, const data::Sou
         static_cast<size_t>(own.train.batch / own.train.micro_batch / parts));
     for (size_t i = 0; i < micro_batches.size(); ++i)
       batches->fill(0, static_cast<int64_t>(i), micro_batches[i]);
-    const StepTotals part =
-        layout.index(parallel::Axis::cp, mesh.rank()) == 0 ? totals_of(micro_batches) : StepTotals{};
+    const StepTotals part = layout.counts_part(mesh.rank()) ? totals_of(micro_batches) : StepTotals{};
     at::Tensor totals = at::empty({2}, at::kLong);
     totals[0] = part.num_tokens;
     totals[1] = part.num_targets;

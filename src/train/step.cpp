@@ -122,7 +122,7 @@ void TrainStep::join(const parallel::Mesh& mesh, parallel::DataParallel& shares,
                      const nn::LoadSum* sequence_sum) {
   mesh_ = &mesh;
   shares_ = &shares;
-  options_.load_sum = load_sum;
+  options_.load_sum = load_sum != nullptr ? load_sum : sequence_sum;
   options_.sequence_sum = sequence_sum;
 }
 

@@ -95,7 +95,8 @@ class TrainStep {
   // their gradients, and the optimizer has its slices; losses and load statistics are summed over the data
   // axis, so that every rank has those of the whole batch and changes its selection bias alike. `load_sum`,
   // when given: the ranks share each micro-batch, and its balance loss is that of all its tokens;
-  // `sequence_sum`: those that share each sequence. All outlive the object. Steps are not recorded.
+  // `sequence_sum`: those that share each sequence, and with it, where `load_sum` is null, each micro-batch.
+  // All outlive the object. Steps are not recorded.
   void join(const parallel::Mesh& mesh, parallel::DataParallel& shares, const nn::LoadSum* load_sum = nullptr,
             const nn::LoadSum* sequence_sum = nullptr);
 
