@@ -127,8 +127,7 @@ Tensor Replay::fused_projection_backward(const std::string& prefix, BlockNodes& 
   if (model_.qk_norm != "none")
     for (const char* name : {"attention.q_norm", "attention.k_norm"}) accumulate_new(prefix + name);
   nodes.rope.clear();
-  first_product_backward((query_width_ + key_width_ + value_width_) * stream_dim_,
-                         query_width_ + key_width_ + value_width_);
+  first_product_backward((query_width_ + key_width_ + value_width_) * stream_dim_);
   Tensor grad_x = make(kWorkspace, model_elements());
   accumulate_new(prefix + "attention.qkv");
   return grad_x;
@@ -201,7 +200,7 @@ void Replay::first_product(int64_t weight, int64_t wide) {
   const Tensor sums = make32(kWorkspace, 2 * num_tokens_ * wide);
 }
 
-void Replay::first_product_backward(int64_t weight, int64_t /*wide*/) {
+void Replay::first_product_backward(int64_t weight) {
   if (side_ == 1) return;
   { const Tensor passing = make(kWorkspace, 2 * weight), parts = make32(kWorkspace, region_elements()); }
   const Tensor passing = make(kWorkspace, 2 * model_elements()), parts = make32(kWorkspace, side_ * weight);

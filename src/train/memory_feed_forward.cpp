@@ -113,7 +113,7 @@ Tensor Replay::dense_backward(const std::string& prefix, int64_t width, DenseNod
   }
   nodes.swiglu.clear();
   const Tensor grad_up = std::exchange(flowing, {});
-  first_product_backward(2 * width * stream_dim_, 2 * width);
+  first_product_backward(2 * width * stream_dim_);
   Tensor grad_x = make(kWorkspace, model_elements());
   accumulate(prefix + "gate_up", weight_grad(prefix + "gate_up"));
   nodes.up.clear();

@@ -128,10 +128,10 @@ class Replay {
   }
 
   // What the products of a grid of tensor ranks take beside their results (parallel/summa.h): blocks on their
-  // way, and sums in fp32. weight: elements of this rank's block; narrow: the width of the stream's side of
-  // it, wide: that of heads or hidden units. Nothing without a grid.
+  // way, and sums in fp32. weight: elements of this rank's block; wide: its heads' or hidden units' width.
+  // Nothing without a grid.
   void first_product(int64_t weight, int64_t wide);
-  void first_product_backward(int64_t weight, int64_t wide);
+  void first_product_backward(int64_t weight);
   void second_product(int64_t weight);
   void second_product_backward(int64_t weight, int64_t wide);
 
