@@ -360,8 +360,8 @@ class FixedLoad final : public nn::FeedForward {
   nn::FeedForwardResult forward(const at::Tensor& x_TD, const nn::FeedForwardContext&) const override {
     nn::FeedForwardResult result;
     result.y_TD = x_TD;
-    result.prob_sum_E = at::tensor({1.0f, 2.0f, 3.0f, 4.0f}) * (layer_ == 0 ? 1.0f : 0.5f);
-    result.counts_E = at::tensor({8.0f, 6.0f, 4.0f, 2.0f});
+    result.prob_sum_SE = at::tensor({1.0f, 2.0f, 3.0f, 4.0f}) * (layer_ == 0 ? 1.0f : 0.5f);
+    result.counts_SE = at::tensor({8.0f, 6.0f, 4.0f, 2.0f});
     return result;
   }
 

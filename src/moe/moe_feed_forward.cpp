@@ -100,30 +100,14 @@ at::Tensor MoeFeedForward::shared_summand(const at::Tensor& x_TD, const at::Tens
   return y_TD * nn::shared(axis_, gate_T1);
 }
 
-// E / S * sum over segments and experts of f_e P_e. All segments have the same number of tokens on every
-// rank.
-at::Tensor MoeFeedForward::shared_loss(const at::Tensor& counts_SE, const ops::Routing& routing,
-                                       int64_t num_tokens, const nn::LoadSum& sum) const {
-  const auto num_segments = static_cast<double>(routing.prob_sum_SE.size(0));
-  const double slots = static_cast<double>(num_tokens * config_.top_k) / num_segments;
-  const double factor = config_.balance.aux_loss * static_cast<double>(config_.experts * config_.top_k) /
-                        (slots * slots * num_segments * sum.num_ranks());
-  return (sum.sum(counts_SE) * routing.prob_sum_SE).sum() * factor;
-}
-
-void MoeFeedForward::add_losses(const ops::Routing& routing, int64_t num_tokens,
-                                const nn::FeedForwardContext& context, nn::FeedForwardResult& result) const {
+void MoeFeedForward::add_losses(const ops::Routing& routing, const nn::FeedForwardContext& context,
+                                nn::FeedForwardResult& result) const {
   const config::BalanceConfig& balance = config_.balance;
-  if (balance.aux_loss > 0 && balance.aux_scope == "model") {
-    result.prob_sum_E = routing.prob_sum_SE.sum(0);
-    result.counts_E = routing.counts_E;
-  } else if (balance.aux_loss > 0 && context.load_sum != nullptr && balance.aux_scope == "micro_batch") {
-    // Slots of all ranks: summed once for all layers.
-    result.prob_sum_E = routing.prob_sum_SE.sum(0);
-    result.counts_E = routing.counts_E;
-  } else if (balance.aux_loss > 0 && context.sequence_sum != nullptr && balance.aux_scope == "sequence") {
-    result.balance_loss = shared_loss(counts_by_segment(routing, context.sequence_of_T), routing, num_tokens,
-                                      *context.sequence_sum);
+  const nn::LoadSum* const sum = balance.aux_scope == "sequence" ? context.sequence_sum : context.load_sum;
+  if (balance.aux_loss > 0 && (balance.aux_scope == "model" || sum != nullptr)) {
+    // It takes other layers, or other processes: nn::Decoder has it.
+    result.prob_sum_SE = routing.prob_sum_SE;
+    result.counts_SE = counts_by_segment(routing, context.sequence_of_T);
   } else if (balance.aux_loss > 0) {
     result.balance_loss = routing.aux_loss * balance.aux_loss;
   }
@@ -164,7 +148,7 @@ nn::FeedForwardResult MoeFeedForward::forward(const at::Tensor& x_TD,
   if (shared_TD.defined() && !in_blocks) result.y_TD = result.y_TD + shared_TD;
   result.y_TD = nn::leave(axis_, result.y_TD);
   if (shared_TD.defined() && in_blocks) result.y_TD = result.y_TD + shared_TD;
-  if (context.with_losses) add_losses(routing, num_tokens_of(axis_, in_TD, context), context, result);
+  if (context.with_losses) add_losses(routing, context, result);
   return result;
 }
 

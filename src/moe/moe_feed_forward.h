@@ -27,13 +27,8 @@ class MoeFeedForward final : public nn::FeedForward {
   // Of the tokens in_TD of a region, which the shared experts read as x_TD: on a grid between the regions.
   at::Tensor shared_summand(const at::Tensor& x_TD, const at::Tensor& in_TD,
                             const nn::FeedForwardContext& context) const;
-  // num_tokens: those that the routing's counts are of.
-  void add_losses(const ops::Routing& routing, int64_t num_tokens, const nn::FeedForwardContext& context,
+  void add_losses(const ops::Routing& routing, const nn::FeedForwardContext& context,
                   nn::FeedForwardResult& result) const;
-  // Balance loss with f_e of all ranks that share the tokens of each of num_segments segments, and P_e of
-  // this one: the mean over these ranks is the loss of all their tokens. counts_SE are those of this rank.
-  at::Tensor shared_loss(const at::Tensor& counts_SE, const ops::Routing& routing, int64_t num_tokens,
-                         const nn::LoadSum& sum) const;
 
   config::MoeConfig config_;
   int64_t layer_;

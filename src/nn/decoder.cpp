@@ -41,8 +41,8 @@ void add_loss(at::Tensor& sum, const at::Tensor& loss) {
   if (loss.defined()) sum = sum.defined() ? sum + loss : loss;
 }
 
-void add_row(at::Tensor& rows, const at::Tensor& row) {
-  rows = rows.defined() ? at::cat({rows, row.unsqueeze(0)}) : row.unsqueeze(0);
+void add_rows(at::Tensor& all, const at::Tensor& rows) {
+  all = all.defined() ? at::cat({all, rows}) : rows;
 }
 
 }  // namespace
@@ -165,7 +165,7 @@ Decoder::Stream Decoder::run_block(int64_t layer, Stream in, const TokenBatch& b
     FeedForwardResult ffn = block.feed_forward->forward(ffn_in_TD, own);
     if (discards) ffn.y_TD = of_ffn.finish(ffn.y_TD);
     look("feed_forward", ffn.y_TD);
-    return std::vector<at::Tensor>{sum_TD, ffn.y_TD, ffn.balance_loss, ffn.prob_sum_E, ffn.counts_E};
+    return std::vector<at::Tensor>{sum_TD, ffn.y_TD, ffn.balance_loss, ffn.prob_sum_SE, ffn.counts_SE};
   };
   std::vector<at::Tensor> out;
   if (policy == Recompute::full) {
@@ -195,15 +195,17 @@ Decoder::Stream Decoder::run_block(int64_t layer, Stream in, const TokenBatch& b
   }
   add_loss(output.balance_loss, out[2]);
   if (out[3].defined()) {
-    load.load_sum = options.load_sum;
-    if (config_.moe.balance.aux_scope == "model") {
-      add_loss(load.prob_sum_E, out[3]);
-      add_loss(load.counts_E, out[4].detach());
+    const std::string& scope = config_.moe.balance.aux_scope;
+    load.load_sum = scope == "sequence" ? options.sequence_sum : options.load_sum;
+    if (scope == "model") {
+      add_loss(load.prob_sum_RE, out[3]);
+      add_loss(load.counts_RE, out[4].detach());
       load.num_tokens += batch.tokens_T.size(0);
     } else {
-      add_row(load.prob_sum_E, out[3]);
-      add_row(load.counts_E, out[4].detach());
+      add_rows(load.prob_sum_RE, out[3]);
+      add_rows(load.counts_RE, out[4].detach());
       load.num_tokens = batch.tokens_T.size(0);
+      load.num_segments = out[3].size(0);
     }
   }
   return {out[0], out[1]};
@@ -217,17 +219,19 @@ at::Tensor Decoder::model_balance_loss(const ModelLoad& load) const {
   const double slots = tokens * static_cast<double>(moe.top_k);
   if (moe.balance.aux_scope != "model") {
     MOEBIUS_CHECK(load.load_sum != nullptr, "loads of layers that no other process shares");
-    // The loss of each layer, with f_e of all ranks and P_e of this one: the mean over the ranks is that of
-    // all their tokens. One exchange for all layers, behind the last, where nothing waits for it.
-    const double share = moe.balance.aux_loss * static_cast<double>(moe.experts * moe.top_k) /
+    // The loss of each layer, the mean over its segments, with f_e of all ranks and P_e of this one: the mean
+    // over the ranks is that of all their tokens. Segments have one size, on every rank. One exchange for all
+    // layers, behind the last, where nothing waits for it.
+    const auto segments = static_cast<double>(load.num_segments);
+    const double share = moe.balance.aux_loss * static_cast<double>(moe.experts * moe.top_k) * segments /
                          (slots * slots * load.load_sum->num_ranks());
-    return (load.load_sum->sum(load.counts_E) * load.prob_sum_E).sum() * share;
+    return (load.load_sum->sum(load.counts_RE) * load.prob_sum_RE).sum() * share;
   }
   const double factor = moe.balance.aux_loss * static_cast<double>(moe.experts) / (tokens * slots);
-  if (load.load_sum == nullptr) return (load.counts_E * load.prob_sum_E).sum() * factor;
+  if (load.load_sum == nullptr) return (load.counts_RE * load.prob_sum_RE).sum() * factor;
   // The mean over the ranks of what each returns is the loss of all their tokens.
-  const at::Tensor counts_E = load.load_sum->sum(load.counts_E);
-  return (counts_E * load.prob_sum_E).sum() * (factor / load.load_sum->num_ranks());
+  const at::Tensor counts_RE = load.load_sum->sum(load.counts_RE);
+  return (counts_RE * load.prob_sum_RE).sum() * (factor / load.load_sum->num_ranks());
 }
 
 void Decoder::predict_further(const at::Tensor& hidden_TD, const TokenBatch& batch,
@@ -317,7 +321,7 @@ DecoderOutput Decoder::run_piece(int chunk, const TokenBatch& batch, const at::T
   } else {
     output.stream_TD = stream.x_TD + stream.delta_TD;
   }
-  if (load.prob_sum_E.defined()) add_loss(output.balance_loss, model_balance_loss(load));
+  if (load.prob_sum_RE.defined()) add_loss(output.balance_loss, model_balance_loss(load));
   return output;
 }
 

@@ -140,11 +140,12 @@ class Decoder {
     at::Tensor x_TD, delta_TD;
   };
 
-  // Sums of the routers: over the layers so far, where load is balanced over all of them together; a row for
-  // each layer, where several processes share the micro-batch.
+  // Sums of the routers (R, E): over the layers so far, where load is balanced over all of them together; a
+  // row for each layer and segment of it, where several processes share the micro-batch or its sequences.
   struct ModelLoad {
-    at::Tensor prob_sum_E, counts_E;
+    at::Tensor prob_sum_RE, counts_RE;
     int64_t num_tokens = 0;
+    int64_t num_segments = 1;
     const LoadSum* load_sum = nullptr;
   };
 

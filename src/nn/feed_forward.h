@@ -32,7 +32,7 @@ class LoadSum {
   virtual ~LoadSum() = default;
   virtual int num_ranks() const = 0;
   // Counts of this rank, of one layer or several, summed; a new tensor without gradient.
-  virtual at::Tensor sum(const at::Tensor& counts_E) const = 0;
+  virtual at::Tensor sum(const at::Tensor& counts) const = 0;
 };
 
 struct FeedForwardContext {
@@ -55,7 +55,8 @@ struct FeedForwardResult {
   // Where the balance loss takes more than this layer's tokens here (load balanced over all layers together,
   // or a micro-batch that processes share): over these tokens the sums of the router's probabilities
   // (differentiable) and the slots given to each expert. Undefined otherwise.
-  at::Tensor prob_sum_E, counts_E;
+  // (S, E): S segments, one, or the sequences of a micro-batch that are balanced by themselves.
+  at::Tensor prob_sum_SE, counts_SE;
 };
 
 class FeedForward {
