@@ -51,6 +51,9 @@ struct GroupedKernel {
   static constexpr bool kPingpong = PINGPONG, kPairs = PAIRS;
   static constexpr int kRows = 128, kColumns = COLUMNS, kDepth = 64;  // of a tile; kDepth: summed per stage
   static constexpr bool kRaggedSum = KIND == GroupedGemmKind::weight_grad;
+  // The last stage of summed rows is multiplied no further than its rows go. Not where that costs more than
+  // it saves: there blocks must keep in step for what one reads to be in the L2 for the others.
+  static constexpr bool kCutsSums = kRaggedSum && !(PINGPONG && GATHER == Gather::none);
   // Where every tile takes as many stages, the multiplying side need not look for its tiles.
   static constexpr bool kTellsPlaces = !kRaggedSum;
   static constexpr int kTransA = kRaggedSum ? 1 : 0, kTransB = KIND == GroupedGemmKind::forward ? 0 : 1;
@@ -257,11 +260,11 @@ __device__ __forceinline__ void copy_tiles(const Block<K>& b, int lane) {
   }
 }
 
-// Rows [valid, 64) of a stage become zero in both operands.
+// Rows [valid, end) of a stage become zero in both operands.
 template <class K>
-__device__ __forceinline__ void zero_rows(uint32_t stage, int valid, int thread, int threads) {
+__device__ __forceinline__ void zero_rows(uint32_t stage, int valid, int end, int thread, int threads) {
   constexpr int kBlocks = (K::kRows + K::kColumns) / 64;
-  const int chunks = (64 - valid) * 8;
+  const int chunks = (end - valid) * 8;
   for (int i = thread; i < kBlocks * chunks; i += threads) {
     const uint32_t at = stage + (i / chunks) * 8192 + valid * 128 + (i % chunks) * 16;
     asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");

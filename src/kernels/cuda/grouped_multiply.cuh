@@ -1,6 +1,8 @@
 // The multiplying side of the grouped product and the kernel itself (see grouped_kernel.cuh).
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cuda/grouped_epilogue.cuh"
 #include "kernels/cuda/grouped_gather.cuh"
 
@@ -69,24 +71,15 @@ __device__ __forceinline__ void multiply_tiles(const Block<K>& b, int worker, in
     const auto pass_on = [&] {
       if (K::kPingpong && number + b.step < b.count) group_arrive(kTurn + 1 - worker, 256);
     };
-    // Multiplies the stage that the ring stands at, without waiting for the result.
-    const auto multiply = [&](int32_t d) {
-      barrier_wait(b.full + 8 * ring.stage, ring.parity);
-      if constexpr (K::kRaggedSum && K::kGather != Gather::none) fence_async_proxy();
-      if constexpr (K::kRaggedSum) {
-        const int valid = rows.end - rows.begin - d * K::kDepth;
-        if (valid < K::kDepth) {
-          zero_rows<K>(b.stage_a(ring.stage), valid, thread, 128);
-          group_sync(1 + worker, 128);
-        }
-      }
+    // Multiplies STEPS slices of 16 of the stage that the ring stands at, without waiting for the result.
+    const auto multiply = [&]<int STEPS>(std::integral_constant<int, STEPS>) {
       const uint64_t from_a = first_a + ring.stage * (K::kStageBytes >> 4);
       const uint64_t from_b = first_b + ring.stage * (K::kStageBytes >> 4);
 #pragma unroll
       for (int h = 0; h < K::kHalves; ++h) fence_registers(sums[h]);
       wgmma_fence();
 #pragma unroll
-      for (int s = 0; s < K::kDepth / 16; ++s) {
+      for (int s = 0; s < STEPS; ++s) {
 #pragma unroll
         for (int h = 0; h < K::kHalves; ++h)
           Instruction::issue(sums[h], from_a + h * (8192 >> 4) + s * kStepA, from_b + s * kStepB);
@@ -95,16 +88,53 @@ __device__ __forceinline__ void multiply_tiles(const Block<K>& b, int worker, in
 #pragma unroll
       for (int h = 0; h < K::kHalves; ++h) fence_registers(sums[h]);
     };
+    const auto wait = [&] {
+      barrier_wait(b.full + 8 * ring.stage, ring.parity);
+      if constexpr (K::kRaggedSum && K::kGather != Gather::none) fence_async_proxy();
+    };
+    // What the slices of a stage with `rest` summed rows read beyond them becomes zero.
+    const auto cut = [&](int32_t rest, int32_t steps) {
+      zero_rows<K>(b.stage_a(ring.stage), rest, 16 * steps, thread, 128);
+      group_sync(1 + worker, 128);
+    };
     if (depth > 0) {
-      multiply(0);
+      constexpr int kSteps = K::kDepth / 16;
+      constexpr std::integral_constant<int, kSteps> kWhole;
+      const int32_t sum = K::kRaggedSum ? rows.end - rows.begin : depth * K::kDepth,
+                    rest = K::kRaggedSum ? sum % K::kDepth : 0;
+      wait();
+      if (K::kRaggedSum && sum < K::kDepth) cut(sum, kSteps);
+      multiply(kWhole);
       if constexpr (K::kTellsPlaces) place = told_place(b.places, slot);
       int previous = ring.stage;
       ring.next();
-      for (int32_t d = 1; d < depth; ++d, ring.next()) {
-        multiply(d);
+      const auto end_one_before = [&] {
         wgmma_wait<1>();
         release(previous);
         previous = ring.stage;
+        ring.next();
+      };
+      const bool ends_cut = K::kCutsSums && rest > 0 && depth > 1;
+      for (int32_t d = ends_cut ? 2 : 1; d < depth; ++d) {
+        wait();
+        if (K::kRaggedSum && !K::kCutsSums && d + 1 == depth && rest > 0) cut(rest, kSteps);
+        multiply(kWhole);
+        end_one_before();
+      }
+      if (ends_cut) {
+        const int32_t steps = (rest + 15) / 16;
+        wait();
+        cut(rest, steps);
+        if (steps == 4) {
+          multiply(kWhole);
+        } else if (steps == 3) {
+          multiply(std::integral_constant<int, 3>{});
+        } else if (steps == 2) {
+          multiply(std::integral_constant<int, 2>{});
+        } else {
+          multiply(std::integral_constant<int, 1>{});
+        }
+        end_one_before();
       }
       pass_on();
       wgmma_wait<0>();

@@ -95,7 +95,7 @@ inline double relative_time(const VariantForm& variant, const ProductForm& produ
   }
   // By what is summed and gathered: narrow tile, in pairs, wide tile, in pairs.
   constexpr double kRows[2][4] = {{1.0, 1.02, 1.0, 0.985}, {1.15, 1.0, 0.985, 0.97}};
-  constexpr double kSums[3][4] = {{1.0, 1.01, 1.0, 1.01}, {1.05, 1.05, 1.035, 1.0}, {1.0, 1.0, 0.97, 0.97}};
+  constexpr double kSums[3][4] = {{1.0, 1.06, 1.012, 1.02}, {1.05, 1.05, 1.035, 1.0}, {1.0, 1.0, 1.01, 1.01}};
   const int form = 2 * (variant.tile_columns > 192) + variant.pairs,
             gathered = static_cast<int>(product.gathered);
   return time * (product.sums_rows ? kSums[gathered][form] : kRows[gathered][form]);

@@ -129,10 +129,12 @@ TEST(GroupedTiles, the_variant_is_the_one_measured_to_be_fastest) {
   };
   EXPECT_EQ(sums(kRows, 256, 1536), "256p");
   EXPECT_EQ(sums(kNone, 768, 512), "192");
-  EXPECT_EQ(sums(kColumns, 2048, 512), "256");
+  EXPECT_EQ(sums(kColumns, 2048, 512), "192");
+  EXPECT_EQ(sums(kColumns, 2048, 2048), "256");
+  EXPECT_EQ(sums(kColumns, 1536, 1536), "192");
   EXPECT_EQ(sums(kRows, 1024, 2048), "256p");
   EXPECT_EQ(sums(kColumns, 4096, 2048), "256");
-  EXPECT_EQ(sums(kNone, 14336, 2048), "256");
+  EXPECT_EQ(sums(kNone, 14336, 2048), "192");
   EXPECT_EQ(sums(kNone, 4096, 2048), "256");
 }
 

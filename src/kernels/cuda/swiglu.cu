@@ -1,5 +1,4 @@
-// SwiGLU on interleaved columns, forward and backward (kernels/api/swiglu.h). One pass each. A thread holds
-// 16 bytes of output columns, which are 32 bytes of gate_up.
+// SwiGLU on interleaved columns, forward and backward (kernels/api/swiglu.h). One pass each.
 #include <algorithm>
 
 #include "kernels/cuda/kernels.h"
@@ -8,11 +7,11 @@
 namespace moebius::kernels::cuda {
 namespace {
 
-constexpr int kInFlight = 2;  // chunks of a thread between loads and stores
+constexpr int kInFlight = 4;  // chunks of a thread between loads and stores
 
 template <class T>
 __device__ __forceinline__ float sigmoid(float x) {
-  return __fdividef(1.0f, 1.0f + exp_for<T>(-x));
+  return sigmoid_of(x);
 }
 template <>
 __device__ __forceinline__ float sigmoid<float>(float x) {
@@ -43,8 +42,22 @@ __global__ void __launch_bounds__(256)
   store_pack(out + at, pack_of<T, N>(y));
 }
 
-// A block is (threads of a row, rows). A thread has kInFlight accesses under way: of one row, or, where a row
-// is one access of each thread, of ROWS rows. Nothing that is loaded waits for the number of valid rows.
+// N neighbouring pairs of gate and up: an access of 2N elements where those are as aligned as one.
+template <class T, int N>
+struct Pairs {
+  Pack<T, 2 * N> all;
+  __device__ __forceinline__ void load(const T* p) { all = load_pack<T, 2 * N>(p); }
+  __device__ __forceinline__ void unpack_to(float (&x)[2 * N]) const { unpack(all, x); }
+  __device__ __forceinline__ static void store(T* p, const float (&x)[2 * N]) {
+    store_pack(p, pack_of<T, 2 * N>(x));
+  }
+};
+template <class T>
+struct Pairs<T, 1> : TwoChunks<T, 1> {};
+
+// A block is (threads of a row, rows). A thread has kInFlight accesses under way: of one row, or, where a
+// thread has fewer of a row, of ROWS rows. N: outputs of an access, so that a warp's accesses of 2N inputs
+// are one line after the other. Nothing that is loaded waits for the number of valid rows.
 template <class T, int N, int ROWS>
 __global__ void __launch_bounds__(256, 4)
     swiglu_backward_kernel(const T* gate_up,                        // (R, 2F)
@@ -56,7 +69,7 @@ __global__ void __launch_bounds__(256, 4)
                            float* __restrict__ grad_row_scale,      // (R) out, or null
                            const int32_t* __restrict__ valid_rows,  // (1) or null
                            int64_t num_rows, int width) {
-  static_assert(ROWS == 1 || ROWS == kInFlight);
+  constexpr int kOfRow = kInFlight / ROWS;
   __shared__ float shared[8 * 32 * ROWS];
   const int step = static_cast<int>(blockDim.x) * N;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * (blockDim.y * ROWS) + threadIdx.y;
@@ -70,33 +83,33 @@ __global__ void __launch_bounds__(256, 4)
     if (slots != nullptr && row_at(r) < num_rows) slot[r] = slots[row_at(r)];
     dot[r] = 0.0f;
   }
-#pragma unroll
-  for (int r = 0; r < ROWS; ++r)
-    scale[r] = row_scale != nullptr && row_at(r) < num_rows && slot[r] >= 0 ? row_scale[slot[r]] : 1.0f;
-  for (int first = threadIdx.x * N; first < width; first += (kInFlight / ROWS) * step) {
+  for (int first = threadIdx.x * N; first < width; first += kOfRow * step) {
     // All loads of a round before its stores: where outputs replace inputs, the compiler may not reorder
     // them.
-    TwoChunks<T, N> pairs[kInFlight];
+    Pairs<T, N> pairs[kInFlight];
     Pack<T, N> grads[kInFlight];
-    const auto place = [&](int c, int& column) {
-      column = ROWS == 1 ? first + c * step : first;
-      const int64_t row = row_at(ROWS == 1 ? 0 : c);
+    const auto place = [&](int c) {
+      const int column = first + c % kOfRow * step;
+      const int64_t row = row_at(c / kOfRow);
       return column < width && row < num_rows ? row * width + column : -1;
     };
 #pragma unroll
     for (int c = 0; c < kInFlight; ++c) {
-      int column;
-      const int64_t at = place(c, column);
+      const int64_t at = place(c);
       if (at < 0) continue;
       pairs[c].load(gate_up + 2 * at);
       grads[c] = load_pack<T, N>(grad_out + at);
     }
+    if (first == threadIdx.x * N) {  // here, so that no load of the first round waits for the slots
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r)
+        scale[r] = row_scale != nullptr && row_at(r) < num_rows && slot[r] >= 0 ? row_scale[slot[r]] : 1.0f;
+    }
 #pragma unroll
     for (int c = 0; c < kInFlight; ++c) {
-      int column;
-      const int64_t at = place(c, column);
+      const int64_t at = place(c);
       if (at < 0) continue;
-      constexpr auto kRowOf = [](int each) { return ROWS == 1 ? 0 : each; };
+      constexpr auto kRowOf = [](int each) { return each / kOfRow; };
       const bool valid = row_at(kRowOf(c)) < num_valid;
       float x[2 * N], g[N], act[N];
       pairs[c].unpack_to(x);
@@ -111,7 +124,7 @@ __global__ void __launch_bounds__(256, 4)
         x[2 * i + 1] = valid ? grad * silu : 0.0f;
         act[i] = valid ? act[i] * scale[kRowOf(c)] : 0.0f;
       }
-      TwoChunks<T, N>::store(grad_gate_up + 2 * at, x);
+      Pairs<T, N>::store(grad_gate_up + 2 * at, x);
       if (act_scaled != nullptr) store_pack(act_scaled + at, pack_of<T, N>(act));
     }
   }
@@ -150,16 +163,26 @@ void swiglu_backward(const SwigluBackwardArgs& a, Stream stream) {
     const int elements =
         vector_elements(a.width, sizeof(T), {a.gate_up, a.grad_out, a.grad_gate_up, a.act_scaled});
     with_vector<T>(elements, [&]<int N>(Constant<N>) {
-      const RowShape shape = row_shape(std::max<int64_t>(1, a.width / N), 4, 256);
+      constexpr int kOutputs = N > 1 ? N / 2 : 1;
+      const RowShape shape = row_shape(std::max<int64_t>(1, a.width / kOutputs), kInFlight, 256);
       const dim3 block(shape.threads_per_row, shape.rows_per_block);
       const auto launch = [&]<int ROWS>(Constant<ROWS>) {
         const int blocks = grid_size(ceil_div(a.num_rows, shape.rows_per_block * ROWS));
-        swiglu_backward_kernel<T, N, ROWS><<<blocks, block, 0, cuda_stream(stream)>>>(
+        swiglu_backward_kernel<T, kOutputs, ROWS><<<blocks, block, 0, cuda_stream(stream)>>>(
             static_cast<const T*>(a.gate_up), static_cast<const T*>(a.grad_out), a.row_scale, a.slots,
             static_cast<T*>(a.grad_gate_up), static_cast<T*>(a.act_scaled), a.grad_row_scale, a.valid_rows,
             a.num_rows, static_cast<int>(a.width));
       };
-      shape.chunks_per_thread == 1 ? launch(Constant<kInFlight>{}) : launch(Constant<1>{});
+      switch (shape.chunks_per_thread) {
+        case 1:
+          launch(Constant<kInFlight>{});
+          break;
+        case 2:
+          launch(Constant<kInFlight / 2>{});
+          break;
+        default:
+          launch(Constant<1>{});
+      }
       MOEBIUS_CUDA_CHECK_LAUNCH("swiglu_backward");
     });
   });

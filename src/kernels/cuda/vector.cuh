@@ -174,11 +174,13 @@ __device__ __forceinline__ uint32_t divide(uint32_t n, const FastDivisor& by) {
   return by.divisor == 1 ? n : __umulhi(n, by.multiplier) >> by.shift;
 }
 
-// exp for a bf16 result: two instructions, relative error about 1e-6; libm's for fp32.
-template <class T>
-__device__ __forceinline__ float exp_for(float x) {
-  if constexpr (sizeof(T) == 2) return __expf(x);
-  return expf(x);
+// 1 / (1 + exp(-x)) for a bf16 result. Denormals count as 0, in the results of both instructions too: a fifth
+// of the instructions of __expf and a division.
+__device__ __forceinline__ float sigmoid_of(float x) {
+  float power, inverse;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.4426950408889634f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
+  return inverse;
 }
 
 }  // namespace moebius::kernels::cuda
