@@ -73,6 +73,7 @@ const GroupedVariant* fastest_variant(const GroupedGemmArgs& args) {
   product.columns = size.columns;
   product.sum = product.sums_rows ? mean_rows : static_cast<double>(size.sum);
   product.mean_rows = product.sums_rows ? static_cast<double>(size.rows) : mean_rows;
+  product.activates = epilogue_of(args) == Epilogue::swiglu;
   const GroupedVariant* fastest = nullptr;
   double least = std::numeric_limits<double>::infinity();
   for_variants(args, [&](const GroupedVariant& v) {

@@ -88,14 +88,15 @@ TEST(GroupedTiles, neighbours_share_columns_when_rows_go_first) {
 }
 
 // The fastest by relative_time: 192 or 256, and "p" for pairs.
-std::string chosen(bool sums_rows, GatheredOperand gathered, int64_t columns, double sum, double mean_rows) {
+std::string chosen(bool sums_rows, GatheredOperand gathered, int64_t columns, double sum, double mean_rows,
+                   bool activates = false) {
   std::string best;
   double least = 1e9;
   for (const int32_t tile : {192, 256}) {
     for (const bool pairs : {false, true}) {
       if (pairs && gathered == GatheredOperand::columns) continue;
-      const double time =
-          relative_time({tile, tile == 192, pairs}, {sums_rows, gathered, columns, sum, mean_rows});
+      const double time = relative_time({tile, tile == 192, pairs},
+                                        {sums_rows, gathered, columns, sum, mean_rows, activates});
       if (time >= least) continue;
       least = time;
       best = std::to_string(tile) + (pairs ? "p" : "");
@@ -109,17 +110,19 @@ std::string chosen(bool sums_rows, GatheredOperand gathered, int64_t columns, do
 TEST(GroupedTiles, the_variant_is_the_one_measured_to_be_fastest) {
   constexpr auto kNone = GatheredOperand::none, kRows = GatheredOperand::rows,
                  kColumns = GatheredOperand::columns;
-  const auto rows = [](GatheredOperand gathered, int64_t columns, double sum, double mean_rows) {
-    return chosen(false, gathered, columns, sum, mean_rows);
+  const auto rows = [](GatheredOperand gathered, int64_t columns, double sum, double mean_rows,
+                       bool activates = false) {
+    return chosen(false, gathered, columns, sum, mean_rows, activates);
   };
-  EXPECT_EQ(rows(kRows, 512, 1536, 1536), "256p");
+  EXPECT_EQ(rows(kRows, 512, 1536, 1536, true), "256p");
   EXPECT_EQ(rows(kNone, 1536, 256, 1536), "192");
   EXPECT_EQ(rows(kRows, 256, 1536, 1536), "256");  // one column of tiles: pairs compute half a pair in vain
   EXPECT_EQ(rows(kNone, 1536, 512, 1536), "192");
-  EXPECT_EQ(rows(kRows, 1536, 2048, 512), "192p");
+  EXPECT_EQ(rows(kRows, 1536, 2048, 512, true), "192p");
+  EXPECT_EQ(rows(kRows, 1536, 2048, 512), "256p");
   EXPECT_EQ(rows(kNone, 2048, 768, 512), "192");
   EXPECT_EQ(rows(kNone, 2048, 1536, 512), "256p");
-  EXPECT_EQ(rows(kRows, 2048, 4096, 2048), "256p");
+  EXPECT_EQ(rows(kRows, 2048, 4096, 2048, true), "256p");
   EXPECT_EQ(rows(kNone, 4096, 2048, 2048), "256p");
   EXPECT_EQ(rows(kNone, 28672, 4096, 2048), "192");
   EXPECT_EQ(rows(kNone, 14336, 4096, 2048), "192");
