@@ -84,9 +84,15 @@ train::TrainResult train_with(const train::TrainOptions& options, parallel::Sess
     const train::TrainResult result = train::train(options);
     if (session != nullptr) session->leave();
     return result;
-  } catch (const parallel::CommunicationFailed&) {
-    if (session == nullptr || !session->was_left_alone()) throw;
-    throw CLI::RuntimeError(parallel::exit_code_when_left_alone());  // who is gone has been said
+  } catch (const parallel::CommunicationFailed& failure) {
+    if (session == nullptr) throw;
+    if (!session->was_left_alone()) {
+      session->end_if_stuck(failure.what(), kExitFailure);
+      throw;
+    }
+    const int code = parallel::exit_code_when_left_alone();  // who is gone has been said
+    session->end_if_stuck({}, code);
+    throw CLI::RuntimeError(code);
   }
 }
 

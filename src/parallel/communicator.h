@@ -80,6 +80,10 @@ class Communicator {
   virtual Pending broadcast(at::Tensor inout, int root) = 0;
   virtual Pending send(at::Tensor in, int to) = 0;
   virtual Pending receive(at::Tensor out, int from) = 0;
+  // Makes what messages from one rank to another need; both call it, and ranks that call it for several pairs
+  // do so in one order. Else the first message does, which on a GPU waits for ever where a message to the
+  // other is under way that it will receive only later. Blocks; does nothing where messages need nothing.
+  virtual void connect(int /*from*/, int /*to*/) {}
   // Blocks until all ranks have come here.
   virtual void barrier() = 0;
 

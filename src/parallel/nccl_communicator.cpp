@@ -1,7 +1,7 @@
 #include "parallel/nccl_communicator.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <exception>
 #include <map>
@@ -130,6 +130,15 @@ class NcclCommunicator final : public C10dCommunicator {
     return queue(place, {out}, [&] { return messages(from, rank()).recv(tensors, from, 0); });
   }
 
+  void connect(int from, int to) override {
+    if (rank() != from && rank() != to) return;
+    const at::NoGradGuard no_grad;
+    std::vector<at::Tensor> tensors{at::zeros({1}, at::TensorOptions(at::kByte).device(device_))};
+    c10d::Backend& group = messages(from, to);
+    (rank() == from ? group.send(tensors, to, 0) : group.recv(tensors, from, 0))->wait();
+    ops::cuda_plugin()->synchronize(device_.index());
+  }
+
   void barrier() override {
     const Place place = count("barrier", 0);
     c10d::BarrierOptions how;
@@ -192,6 +201,7 @@ class TwoWays final : public Communicator {
   Pending broadcast(at::Tensor inout, int root) override { return way(inout).broadcast(inout, root); }
   Pending send(at::Tensor in, int to) override { return way(in).send(in, to); }
   Pending receive(at::Tensor out, int from) override { return way(out).receive(out, from); }
+  void connect(int from, int to) override { device_->connect(from, to); }
   void barrier() override { host().barrier(); }
   std::map<std::string, Traffic> traffic() const override {
     std::map<std::string, Traffic> all = device_->traffic();

@@ -184,6 +184,12 @@ bool Session::was_left_alone() const {
   return parts_->lifeline->death_within(kSecondsForNews).has_value();
 }
 
+void Session::end_if_stuck(const std::string& text, int code) const {
+  if (parts_->transport.kind != Transport::Kind::nccl) return;
+  if (!text.empty()) log_error(text);
+  ::_exit(code);
+}
+
 const Mesh& Session::mesh() const {
   return *parts_->mesh;
 }

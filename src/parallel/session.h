@@ -28,6 +28,10 @@ class Session {
 
   // After CommunicationFailed: whether it came because another rank has ended, which has been said then.
   bool was_left_alone() const;
+  // After CommunicationFailed: ends the process with this code, and with these words unless they are empty,
+  // where exchanges are under way on a GPU that will never end; what destroys communicators would wait for
+  // them. Returns elsewhere.
+  void end_if_stuck(const std::string& text, int code) const;
 
   const Mesh& mesh() const;
   // That compute on this process' GPU, itself included.

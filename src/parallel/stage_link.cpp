@@ -47,6 +47,14 @@ class MeshLink final : public nn::StageLink {
 
 }  // namespace
 
+void connect_stages(const Mesh& mesh, int stages, bool in_a_ring) {
+  for (int stage = 0; stage < (in_a_ring ? stages : stages - 1); ++stage) {
+    const int next = (stage + 1) % stages;
+    way_between(mesh, stage, next).connect(stage, next);
+    way_between(mesh, next, stage).connect(next, stage);
+  }
+}
+
 Communicator& way_between(const Mesh& mesh, int from, int to) {
   MOEBIUS_CHECK(from != to, "a transfer from stage ", from, " to itself");
   return mesh.on(from < to ? Axis::pp : Axis::pp_back);
@@ -79,6 +87,7 @@ std::shared_ptr<const nn::DecoderPieces> make_pieces(const config::RunConfig& co
   const int stages = mesh.layout().size(Axis::pp);
   if (stages == 1) return nullptr;
   const int stage = mesh.layout().index(Axis::pp, mesh.rank());
+  connect_stages(mesh, stages, config.parallel.pp_chunks > 1);
   auto pieces = std::make_shared<nn::DecoderPieces>();
   pieces->layers = layers_of_pieces(config);
   pieces->stage = stage;

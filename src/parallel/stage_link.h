@@ -23,6 +23,10 @@ tune::PipelineSchedule schedule_of(const config::RunConfig& config, int64_t num_
 // Null where the run has one stage. The mesh outlives the result.
 std::shared_ptr<const nn::DecoderPieces> make_pieces(const config::RunConfig& config, const Mesh& mesh);
 
+// Connects neighbouring stages both ways before anything is under way between them; `in_a_ring`: the last one
+// and the first too, for stages with several pieces.
+void connect_stages(const Mesh& mesh, int stages, bool in_a_ring);
+
 // What goes from stage to stage: the two directions are axes of their own, so that neither waits for the
 // other on devices that carry out the exchanges of an axis in the order in which they were begun.
 Communicator& way_between(const Mesh& mesh, int from, int to);

@@ -35,6 +35,7 @@ class WatchedCommunicator final : public Communicator {
   Pending broadcast(at::Tensor inout, int root) override;
   Pending send(at::Tensor in, int to) override;
   Pending receive(at::Tensor out, int from) override;
+  void connect(int from, int to) override { inner_->connect(from, to); }
   void barrier() override;
   std::map<std::string, Traffic> traffic() const override { return inner_->traffic(); }
 
