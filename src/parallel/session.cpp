@@ -5,6 +5,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <functional>
+#include <iostream>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -187,6 +188,7 @@ bool Session::was_left_alone() const {
 void Session::end_if_stuck(const std::string& text, int code) const {
   if (parts_->transport.kind != Transport::Kind::nccl) return;
   if (!text.empty()) log_error(text);
+  std::cout.flush();
   ::_exit(code);
 }
 
