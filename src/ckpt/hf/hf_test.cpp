@@ -437,6 +437,16 @@ TEST_F(PublishedModel, scales_that_are_missing_or_of_another_shape) {
   EXPECT_THAT(refusal(fp8), HasSubstr("weight_scale_inv has the shape [2, 2], but [1, 1] is expected"));
 }
 
+TEST_F(PublishedModel, without_experts) {
+  const fs::path model = copy("gpt-oss");
+  json config = json::parse(read_file(model / "config.json"));
+  config["num_local_experts"] = 0;
+  std::ofstream(model / "config.json") << config;
+  EXPECT_THAT(message_of([&] { plan_import(ModelFolder::open(model)); }),
+              AllOf(HasSubstr("config.json describes a tensor without elements: model.layers.0.mlp."),
+                    HasSubstr("a count or a width in it is 0")));
+}
+
 TEST(Quantised, every_fp8_code_is_what_libtorch_makes_of_it) {
   at::Tensor codes = at::arange(256, at::kInt).to(at::kByte).view({16, 16});
   const at::Tensor wide = widen_fp8_blocks(codes, at::full({2, 1}, 0.5F), 8, 32);

@@ -198,6 +198,10 @@ Description describe_model(const JsonReader& json, std::span<const std::string_v
   if (description.family->has_mtp && predicted == 1 && any_begins_with(names, behind))
     description.model.mtp.depth = 1;
   description.pieces = description.family->pieces(description.model, json);
+  for (const Piece& piece : description.pieces)
+    if (std::any_of(piece.shape.begin(), piece.shape.end(), [](int64_t dim) { return dim < 1; }))
+      throw_user_error(json.where(), " describes a tensor without elements: ", piece.name, " ",
+                       shape_text(piece.shape), "; a count or a width in it is 0");
   return description;
 }
 
