@@ -21,6 +21,7 @@
 #include "base/parallel.h"
 #include "cli/layer_bench_command.h"
 #include "cli/machine_probe.h"
+#include "cli/number_checks.h"
 #include "ops/cases/check.h"
 #include "ops/cases/timing.h"
 #include "ops/device.h"
@@ -285,18 +286,17 @@ void add_bench_command(CLI::App& app) {
       ->add_option("--shape", arguments->shapes, "Shapes of layers: mixtral, qwen3-30b, ... (default: all)")
       ->delimiter(',');
   command->add_option("--tokens", arguments->tokens, "Tokens of a layer, instead of the shape's")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   command->add_option("--sequence", arguments->sequence, "Tokens of a document for attention")
-      ->check(CLI::PositiveNumber);
-  command->add_option("--vocab", arguments->vocab, "Vocabulary of linear_ce and step")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
+  command->add_option("--vocab", arguments->vocab, "Vocabulary of linear_ce and step")->check(above_zero());
   command
       ->add_option(
           "--kernels", arguments->kernels,
           "Of a layer or step: also the time by phase and the longest N kernels, as the driver measures them")
       ->expected(0, 1)
       ->default_str("20")
-      ->check(CLI::NonNegativeNumber);
+      ->check(zero_or_more());
   command
       ->add_option("--set", arguments->overrides,
                    "Field of the config of a step, of adamw or of moe_layer: optimizer.state_dtype=fp32, "
@@ -314,13 +314,13 @@ void add_bench_command(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::IsMember({"cpu", "cuda", "auto"}));
   command->add_option("--threads", arguments->threads, "CPU threads (default: all cores)")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   command->add_option("--dtype", arguments->dtype, "Only this dtype: fp32 or bf16")
       ->check(CLI::IsMember({"fp32", "bf16"}));
   command
       ->add_option("--repeats", arguments->repeats, "Measurements of each case, of which the median counts")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   command->add_flag("--check", arguments->check,
                     "Also compare outputs and gradients with the double-precision reference");
   command

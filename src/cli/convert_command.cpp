@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "base/units.h"
 #include "ckpt/text.h"
+#include "cli/number_checks.h"
 #include "train/convert.h"
 
 namespace moebius::cli {
@@ -107,7 +108,7 @@ void add_convert_command(CLI::App& app) {
       "Model type to write, e.g. qwen3_moe (default: as it was imported, else the first that fits)");
   to->add_option("--shard-bytes", to_options->shard_bytes, "Largest file of weights")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   to->callback([to_options] { run_to_hf(*to_options); });
 
   CLI::App* upcycle = command->add_subcommand(
@@ -117,13 +118,13 @@ void add_convert_command(CLI::App& app) {
   upcycle->add_option("out", upcycle_options->to, "Run folder to make")->required();
   upcycle->add_option("--experts", upcycle_options->experts, "Copies of each feed-forward")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   upcycle->add_option("--top-k", upcycle_options->top_k, "Experts that each token is sent to")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   upcycle->add_option("--seed", upcycle_options->seed, "Seed of the routers")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(zero_or_more());
   upcycle->callback([upcycle_options] { run_upcycle(*upcycle_options); });
 }
 

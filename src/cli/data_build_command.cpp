@@ -14,6 +14,7 @@
 #include "base/interrupt.h"
 #include "base/log.h"
 #include "base/units.h"
+#include "cli/number_checks.h"
 #include "data/build_progress.h"
 #include "data/corpus_builder.h"
 #include "data/decode/cycle_model.h"
@@ -187,9 +188,9 @@ void add_data_build_command(CLI::App& parent) {
           "Where a JSON line has its text: a name, or a pointer such as /data/text; a Parquet file's column")
       ->capture_default_str();
   command->add_option("--min-chars", build.filter.min_chars, "Drop documents with fewer characters")
-      ->check(CLI::NonNegativeNumber);
+      ->check(zero_or_more());
   command->add_option("--max-chars", build.filter.max_chars, "Drop documents with more characters; 0: keep")
-      ->check(CLI::NonNegativeNumber);
+      ->check(zero_or_more());
   command
       ->add_option("--min-printable", build.filter.min_printable,
                    "Drop documents with a smaller share of printable characters")
@@ -216,7 +217,7 @@ void add_data_build_command(CLI::App& parent) {
       ->capture_default_str()
       ->check(CLI::IsMember({"cpu", "opencl"}));
   command->add_option("--threads", build.num_threads, "Threads that parse and tokenize (default: all cores)")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   command
       ->add_option("--commit-mib", arguments->commit_mib,
                    "MiB of tokens between two points from which a build that was stopped goes on")

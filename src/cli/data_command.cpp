@@ -13,6 +13,7 @@
 #include "cli/data_build_command.h"
 #include "cli/data_encode_command.h"
 #include "cli/data_plan_command.h"
+#include "cli/number_checks.h"
 #include "data/corpus.h"
 #include "data/tokenizer.h"
 
@@ -151,7 +152,7 @@ void add_inspect(CLI::App& parent) {
   command->add_flag("--verify", arguments->verify, "Read everything and compare checksums and ids");
   command->add_flag("--json", arguments->json, "Print JSON");
   command->add_option("--document", arguments->document, "Print the text of this document (from 0) instead")
-      ->check(CLI::NonNegativeNumber);
+      ->check(zero_or_more());
   command->add_option("--tokenizer", arguments->tokenizer,
                       "Tokenizer for --document, where it is not 'bytes'");
   command->callback([arguments] { run_inspect(*arguments); });
@@ -163,7 +164,7 @@ void add_tokenizer(CLI::App& parent) {
   command->add_option("--train", arguments->files, "Text files (UTF-8)")->required();
   command->add_option("--vocab", arguments->vocab, "Number of pieces")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   command->add_option("--type", arguments->type, "bpe or unigram")
       ->capture_default_str()
       ->check(CLI::IsMember({"bpe", "unigram"}));

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/units.h"
+#include "cli/number_checks.h"
 #include "data/text.h"
 #include "data/tokenizer.h"
 
@@ -102,7 +103,7 @@ void add_data_encode_command(CLI::App& parent) {
   command->add_flag("--template", arguments->with_template,
                     "With what the tokenizer's own template puts around a text");
   command->add_option("--repeats", arguments->repeats, "Also time so many passes over the text")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   command->add_flag("--json", arguments->json, "Print JSON");
   command->callback([arguments] { run(*arguments); });
 }

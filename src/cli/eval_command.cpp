@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/parallel.h"
+#include "cli/number_checks.h"
 #include "data/prepare.h"
 #include "ops/device.h"
 #include "train/evaluate.h"
@@ -195,12 +196,12 @@ void add_eval_command(CLI::App& app) {
   command->add_option("--data", arguments->file,
                       "Text file or corpus (.idx) instead of the run's validation split");
   command->add_option("--batches", arguments->batches, "Only the first batches; 0: all")
-      ->check(CLI::NonNegativeNumber);
+      ->check(zero_or_more());
   command->add_option("--device", arguments->device, "cpu, cuda or auto")
       ->capture_default_str()
       ->check(CLI::IsMember({"cpu", "cuda", "auto"}));
   command->add_option("--threads", arguments->threads, "CPU threads (default: all cores)")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   command
       ->add_option("--set", arguments->overrides,
                    "Quantise the model for this evaluation: quant.scheme=int8 (docs/int8.md)")
@@ -232,7 +233,7 @@ void add_eval_command(CLI::App& app) {
       ->needs(prompts);
   command->add_option("--tokens", arguments->tokens, "With --prompts: tokens of a continuation, at most")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber)
+      ->check(above_zero())
       ->needs(prompts);
   command->add_flag("--json", arguments->json, "Print JSON");
   command->callback([arguments] { run_eval(*arguments); });

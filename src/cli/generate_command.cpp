@@ -18,6 +18,7 @@
 #include "base/memory.h"
 #include "base/parallel.h"
 #include "base/units.h"
+#include "cli/number_checks.h"
 #include "data/chat_template.h"
 #include "nn/batch_generation.h"
 #include "ops/device.h"
@@ -159,14 +160,14 @@ void add_generate_command(CLI::App& app) {
   command->add_option("--system", arguments->system, "With --chat: the system message")->needs(chat);
   command->add_option("--tokens", generate.max_tokens, "Tokens to write, at most")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   command
       ->add_option("--temperature", generate.sampling.temperature,
                    "Divides the logits; 0: the likeliest token")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(zero_or_more());
   command->add_option("--top-k", generate.sampling.top_k, "Draw from the k likeliest tokens; 0: all")
-      ->check(CLI::NonNegativeNumber);
+      ->check(zero_or_more());
   command
       ->add_option("--top-p", generate.sampling.top_p, "Draw from the likeliest tokens of this probability")
       ->check(CLI::Range(0.0, 1.0));
@@ -180,7 +181,7 @@ void add_generate_command(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::IsMember({"cpu", "cuda", "auto"}));
   command->add_option("--threads", arguments->threads, "CPU threads (default: all cores)")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   command->add_flag("--no-cache", arguments->no_cache,
                     "Pass the whole text again for every token (for comparison)");
   command->add_flag("--stats", arguments->stats, "Say on stderr how fast it went");

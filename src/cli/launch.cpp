@@ -34,18 +34,34 @@ namespace {
 
 constexpr int kExitInterruptedRun = 75;  // of `train --continue`: not done, which is no failure here
 
-int free_port() {
-  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  const bool found = fd >= 0 && ::bind(fd, reinterpret_cast<sockaddr*>(&address), size) == 0 &&
-                     ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0;
-  if (fd >= 0) ::close(fd);
-  if (!found) throw_user_error("--nproc: there is no free port on 127.0.0.1 (", std::strerror(errno), ")");
-  return ntohs(address.sin_port);
-}
+// A free port of this machine, held until rank 0 has it, so that no other run takes it meanwhile.
+class HeldPort {
+ public:
+  HeldPort() : fd_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    if (fd_ < 0 || ::bind(fd_, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
+        ::listen(fd_, SOMAXCONN) != 0 ||
+        ::getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &size) != 0)
+      throw_user_error("--nproc: there is no free port on 127.0.0.1 (", std::strerror(errno), ")");
+    port_ = ntohs(address.sin_port);
+  }
+  ~HeldPort() { let_go(); }
+  HeldPort(const HeldPort&) = delete;
+  HeldPort& operator=(const HeldPort&) = delete;
+
+  int port() const { return port_; }
+  int fd() const { return fd_; }  // listens
+  void let_go() {
+    if (fd_ >= 0) ::close(fd_);
+    fd_ = -1;
+  }
+
+ private:
+  int fd_, port_ = 0;
+};
 
 // A process and what it says.
 struct Child {
@@ -80,8 +96,11 @@ class Launch {
   Launch& operator=(const Launch&) = delete;
 
   int run() {
-    const int port = free_port();
-    for (int rank = 0; rank < options_.num_processes; ++rank) start(rank, port);
+    HeldPort port;
+    for (int rank = 0; rank < options_.num_processes; ++rank) {
+      start(rank, port);
+      if (rank == 0) port.let_go();  // it ends with rank 0
+    }
     while (num_running() > 0) {
       listen();
       reap();
@@ -93,12 +112,16 @@ class Launch {
   }
 
  private:
-  void start(int rank, int port) {
+  void start(int rank, const HeldPort& port) {
     const int num = options_.num_processes;
-    std::vector<std::string> variables{concat("RANK=", rank),       concat("WORLD_SIZE=", num),
-                                       concat("LOCAL_RANK=", rank), concat("LOCAL_WORLD_SIZE=", num),
-                                       "MASTER_ADDR=127.0.0.1",     concat(parallel::kLaunchedVariable, "=1"),
-                                       concat("MASTER_PORT=", port)};
+    std::vector<std::string> variables{concat("RANK=", rank),
+                                       concat("WORLD_SIZE=", num),
+                                       concat("LOCAL_RANK=", rank),
+                                       concat("LOCAL_WORLD_SIZE=", num),
+                                       "MASTER_ADDR=127.0.0.1",
+                                       concat(parallel::kLaunchedVariable, "=1"),
+                                       concat("MASTER_PORT=", port.port())};
+    if (rank == 0) variables.push_back(concat(parallel::kListenVariable, "=", port.fd()));
     if (std::getenv("OMP_NUM_THREADS") == nullptr)
       variables.push_back(concat("OMP_NUM_THREADS=", options_.threads_per_process));
     std::vector<char*> environment;
@@ -128,6 +151,7 @@ class Launch {
         ::dup2(nowhere, STDOUT_FILENO);
         ::dup2(pipe_fds[1], STDERR_FILENO);
       }
+      if (rank == 0) ::fcntl(port.fd(), F_SETFD, 0);
       ::sigprocmask(SIG_SETMASK, &old_mask_, nullptr);
       ::execve("/proc/self/exe", argv.data(), environment.data());
       ::_exit(127);

@@ -85,6 +85,17 @@ config::RunConfig config_for(const LayerShape& shape, const LayerBenchArguments&
   return config;
 }
 
+// Refuses what a bench of the shape could not take.
+void check_arguments(const std::string& bench, const LayerShape& shape,
+                     const LayerBenchArguments& arguments) {
+  if (bench == "step") {
+    config_for(shape, arguments);
+  } else if (bench == "moe_layer" || bench == "adamw") {
+    config::RunConfig config;
+    config::apply_overrides(config, arguments.overrides);
+  }
+}
+
 LayerBench layer_bench(const std::string& bench, const LayerShape& shape,
                        const LayerBenchArguments& arguments, at::Device device) {
   const at::ScalarType dtype = arguments.dtype == "fp32" ? at::kFloat : at::kBFloat16;
@@ -288,6 +299,11 @@ void run_layer_bench(const LayerBenchArguments& arguments) {
   ops::load_cuda_plugin();
   const at::Device device = ops::choose_device(arguments.device);
   if (arguments.threads > 0) set_num_threads(arguments.threads);
+  // What can be refused is, before anything is measured.
+  for (const std::string& bench : arguments.benches)
+    for (const LayerShape& shape : shapes_for(bench, arguments)) check_arguments(bench, shape, arguments);
+  if (!arguments.tune && !arguments.table.empty())
+    ops::use_product_table(arguments.table, bench_device_name(device));
   const Ceilings ceilings = measure_ceilings(arguments.dtype == "fp32" ? at::kFloat : at::kBFloat16, device);
   const bool prints_text = arguments.json != "-";
   if (prints_text) {
@@ -298,11 +314,7 @@ void run_layer_bench(const LayerBenchArguments& arguments) {
                   "tokens", "forward", "rate", "with backward", "rate", "of bound", "held", "peak");
     std::cout << line << std::endl;
   }
-  if (arguments.tune) {
-    tune_products(arguments, device, prints_text);
-  } else if (!arguments.table.empty()) {
-    ops::use_product_table(arguments.table, bench_device_name(device));
-  }
+  if (arguments.tune) tune_products(arguments, device, prints_text);
   Json json = head_of(ceilings, arguments, device);
   size_t failed = 0;
   for (const std::string& bench : arguments.benches) {

@@ -80,8 +80,8 @@ const LayerShape& find_layer_shape(const std::string& name) {
   std::string all;
   for (const std::string& each : names) all += concat(all.empty() ? "" : ", ", each);
   const std::optional<std::string> nearest = nearest_name(name, names);
-  throw_user_error("--shape ", name, " is not known", nearest ? concat("; did you mean ", *nearest, "?") : "",
-                   " There are ", all);
+  throw_user_error("--shape ", name, " is not known",
+                   nearest ? concat("; did you mean ", *nearest, "?") : ";", " there are ", all);
 }
 
 config::RunConfig step_config(const LayerShape& shape) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "cli/number_checks.h"
 #include "moe/balance/forecast_score.h"
 #include "moe/balance/load_log.h"
 #include "moe/balance/placement.h"
@@ -231,7 +232,7 @@ void add_moe_command(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, int64_t{1000000}));
   forecasts
       ->add_option("--top-k", forecast->top_k, "Experts per token: says what chance alone makes of the error")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   add_range(*forecasts, forecast->steps);
   forecasts->add_flag("--json", forecast->json, "Print JSON");
   forecasts->callback([forecast] { run_forecast(*forecast); });
@@ -245,7 +246,7 @@ void add_moe_command(CLI::App& app) {
                      "Experts that a rank has room for (default: one more than it needs)");
   places->add_option("--every", place->every, "Steps between plans")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   places->add_option("--predictor", place->predictor, "What plans believe of the load")
       ->capture_default_str();
   places->add_option("--good-enough", place->good_enough, "Imbalance that is left alone")

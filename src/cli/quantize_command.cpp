@@ -10,6 +10,7 @@
 #include "base/parallel.h"
 #include "base/units.h"
 #include "ckpt/text.h"
+#include "cli/number_checks.h"
 #include "train/quantise.h"
 
 namespace moebius::cli {
@@ -91,7 +92,7 @@ void add_quantize_command(CLI::App& app) {
                    "Text file or corpus (.idx) that the float model reads first, for a report of activations")
       ->check(CLI::ExistingFile);
   command->add_option("--threads", arguments->threads, "CPU threads (default: all cores)")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   command->add_flag("--quiet", arguments->quiet, "Leave out the table of the weights");
   command->callback([arguments] { run_quantize(*arguments); });
 }

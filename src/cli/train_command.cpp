@@ -17,6 +17,7 @@
 #include "ckpt/folder.h"
 #include "cli/config_files.h"
 #include "cli/launch.h"
+#include "cli/number_checks.h"
 #include "config/docs.h"
 #include "config/dump.h"
 #include "ops/device.h"
@@ -160,11 +161,11 @@ void add_train_command(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::IsMember({"cpu", "cuda", "auto"}));
   command->add_option("--threads", arguments->threads, "CPU threads (default: all cores)")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   command
       ->add_option("--nproc", arguments->nproc,
                    "Start this many processes on this machine, which share the batch (docs/distributed.md)")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   CLI::Option* resume = command->add_flag("--resume", arguments->resume, "Go on from the newest checkpoint");
   command->add_flag("--overwrite", arguments->overwrite, "Replace the run that is there")->excludes(resume);
   command

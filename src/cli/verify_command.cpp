@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/parallel.h"
+#include "cli/number_checks.h"
 #include "ops/device.h"
 #include "train/verify.h"
 
@@ -101,7 +102,7 @@ void add_verify_command(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::IsMember({"fp32", "bf16"}));
   command->add_option("--threads", arguments->threads, "CPU threads (default: all cores)")
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   command->add_flag("--json", arguments->json, "Print JSON");
   command->callback([arguments] { run_verify(*arguments); });
 }

@@ -34,6 +34,7 @@ Rendezvous::Rendezvous(const Options& options) : store_(std::make_shared<Store>(
   wanted.numWorkers = static_cast<size_t>(options.size);
   wanted.waitWorkers = false;
   wanted.timeout = milliseconds_of(options.timeout_s);
+  if (wanted.isServer && options.listen_fd >= 0) wanted.masterListenFd = options.listen_fd;
   store_->options = options;
   std::string address = concat(options.host, ":", options.port);
   try {

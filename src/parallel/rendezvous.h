@@ -16,6 +16,7 @@ class Rendezvous {
     int rank = 0, size = 1;
     double timeout_s = 300;                      // for all ranks to come, and for a text to be there
     std::function<void(int port)> on_port = {};  // called by rank 0 when it serves
+    int listen_fd = -1;                          // of rank 0: a socket that listens at the port already
   };
 
   // Blocks until all ranks have come. UserError, with the way out: the port is taken, the host is unknown, or

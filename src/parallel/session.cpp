@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
 #include <functional>
 #include <iostream>
 #include <mutex>
@@ -158,9 +159,11 @@ Session::Session(const Environment& environment, const config::RunConfig& config
   set_up_c10d();
   const Layout layout = make_layout(config, environment.world_size);
   if (environment.rank == 0) log_info(describe(environment));
-  parts_->rendezvous =
-      std::make_unique<Rendezvous>(Rendezvous::Options{environment.host, environment.port, environment.rank,
-                                                       environment.world_size, config.parallel.timeout_s});
+  Rendezvous::Options meeting{environment.host, environment.port, environment.rank, environment.world_size,
+                              config.parallel.timeout_s};
+  if (const auto fd = process_variable(kListenVariable); fd && process_variable(kLaunchedVariable))
+    meeting.listen_fd = std::atoi(fd->c_str());
+  parts_->rendezvous = std::make_unique<Rendezvous>(meeting);
   parts_->lifeline = std::make_unique<Lifeline>(
       *parts_->rendezvous, [parts = parts_.get()](const std::string& text) { parts->on_death(text); });
   compare_configs(*parts_->rendezvous, config, [this] { parts_->refuse(); });

@@ -44,6 +44,8 @@ class Session {
 
 // Set by `--nproc` for the processes that it starts: it says itself which of them ended.
 inline constexpr const char* kLaunchedVariable = "MOEBIUS_LAUNCHED";
+// Set by it for rank 0: number of an open socket that listens at the port of the rendezvous.
+inline constexpr const char* kListenVariable = "MOEBIUS_LISTEN_FD";
 // Such a process ends with this code when it ends only because another has: often it is gone before that one.
 inline constexpr int kExitLeftAlone = 71;
 // What a process ends with then: that code, or 1 under other launchers.
