@@ -24,7 +24,10 @@ AsyncCheckpointer::AsyncCheckpointer(std::filesystem::path run_dir, Options opti
 
 AsyncCheckpointer::~AsyncCheckpointer() {
   gives_up_ = std::uncaught_exceptions() > 0;
-  if (const Result<void> result = finish(); !result.ok()) log_error(result.error().message);
+  const Result<void> result = finish();
+  if (result.ok()) return;
+  // What ends the run is the error, and will be said.
+  gives_up_ ? log_warn(result.error().message) : log_error(result.error().message);
 }
 
 void AsyncCheckpointer::write(const CheckpointMeta& meta, std::span<const PendingGroup> groups) noexcept {
