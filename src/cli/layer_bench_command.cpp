@@ -295,13 +295,12 @@ const std::vector<std::string>& layer_bench_names() {
 }
 
 void run_layer_bench(const LayerBenchArguments& arguments) {
-  for (const std::string& shape : arguments.shapes) find_layer_shape(shape);
-  ops::load_cuda_plugin();
-  const at::Device device = ops::choose_device(arguments.device);
-  if (arguments.threads > 0) set_num_threads(arguments.threads);
   // What can be refused is, before anything is measured.
   for (const std::string& bench : arguments.benches)
     for (const LayerShape& shape : shapes_for(bench, arguments)) check_arguments(bench, shape, arguments);
+  ops::load_cuda_plugin();
+  const at::Device device = ops::choose_device(arguments.device);
+  if (arguments.threads > 0) set_num_threads(arguments.threads);
   if (!arguments.tune && !arguments.table.empty())
     ops::use_product_table(arguments.table, bench_device_name(device));
   const Ceilings ceilings = measure_ceilings(arguments.dtype == "fp32" ? at::kFloat : at::kBFloat16, device);

@@ -134,8 +134,13 @@ class NcclCommunicator final : public C10dCommunicator {
     if (rank() != from && rank() != to) return;
     const at::NoGradGuard no_grad;
     std::vector<at::Tensor> tensors{at::zeros({1}, at::TensorOptions(at::kByte).device(device_))};
-    c10d::Backend& group = messages(from, to);
-    (rank() == from ? group.send(tensors, to, 0) : group.recv(tensors, from, 0))->wait();
+    // Counted nowhere: it is no message of the run.
+    const Place place{options_.axis,       "connect", options_.rank,      options_.size,
+                      options_.world_rank, 0,         options_.timeout_s, options_.positions};
+    start(place, {}, {}, [&] {
+      c10d::Backend& group = messages(from, to);
+      return rank() == from ? group.send(tensors, to, 0) : group.recv(tensors, from, 0);
+    }).wait();
     ops::cuda_plugin()->synchronize(device_.index());
   }
 

@@ -1,10 +1,9 @@
 // The multiplying side of the grouped product and the kernel itself (see grouped_kernel.cuh).
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/cuda/grouped_epilogue.cuh"
 #include "kernels/cuda/grouped_gather.cuh"
+#include "kernels/cuda/launch.cuh"
 
 namespace moebius::kernels::cuda {
 
@@ -72,7 +71,7 @@ __device__ __forceinline__ void multiply_tiles(const Block<K>& b, int worker, in
       if (K::kPingpong && number + b.step < b.count) group_arrive(kTurn + 1 - worker, 256);
     };
     // Multiplies STEPS slices of 16 of the stage that the ring stands at, without waiting for the result.
-    const auto multiply = [&]<int STEPS>(std::integral_constant<int, STEPS>) {
+    const auto multiply = [&]<int STEPS>(Constant<STEPS>) {
       const uint64_t from_a = first_a + ring.stage * (K::kStageBytes >> 4);
       const uint64_t from_b = first_b + ring.stage * (K::kStageBytes >> 4);
 #pragma unroll
@@ -99,7 +98,7 @@ __device__ __forceinline__ void multiply_tiles(const Block<K>& b, int worker, in
     };
     if (depth > 0) {
       constexpr int kSteps = K::kDepth / 16;
-      constexpr std::integral_constant<int, kSteps> kWhole;
+      constexpr Constant<kSteps> kWhole;
       const int32_t sum = K::kRaggedSum ? rows.end - rows.begin : depth * K::kDepth,
                     rest = K::kRaggedSum ? sum % K::kDepth : 0;
       wait();
@@ -128,11 +127,11 @@ __device__ __forceinline__ void multiply_tiles(const Block<K>& b, int worker, in
         if (steps == 4) {
           multiply(kWhole);
         } else if (steps == 3) {
-          multiply(std::integral_constant<int, 3>{});
+          multiply(Constant<3>{});
         } else if (steps == 2) {
-          multiply(std::integral_constant<int, 2>{});
+          multiply(Constant<2>{});
         } else {
-          multiply(std::integral_constant<int, 1>{});
+          multiply(Constant<1>{});
         }
         end_one_before();
       }
